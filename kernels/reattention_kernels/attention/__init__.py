@@ -1,0 +1,1 @@
+"""Ordinary attention over a window whose keys are gathered and rotated already."""

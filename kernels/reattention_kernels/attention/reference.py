@@ -1,0 +1,59 @@
+"""Ordinary causal attention of the last rows of a window, in torch; knows nothing of how the window came to be."""
+
+import torch
+import torch.nn.functional as F
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scaling: float,
+    hidden: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of Q queries, which are the window's last Q tokens, over W keys.
+
+    Args:
+        query: [B, H, Q, D], rotated.
+        key: [B, G, W, D], rotated; query head h reads key head h // (H // G).
+        value: [B, G, W, D].
+        scaling: factor on q·k before the softmax.
+        hidden: [B or 1, H or 1, 1, W] bool, keys that no query may see; every earlier key is seen when left out.
+        sliding_window: each query sees this many keys at most, itself included.
+        softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2.
+        sinks: [H] logits that take part in the softmax without a value, as in gpt-oss.
+
+    Returns:
+        [B, H, Q, D] in the type of `value`.
+    """
+    rows, width = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    plain = softcap is None and sinks is None
+    reach = width if sliding_window is None else min(sliding_window, width)
+    if plain and hidden is None and reach == width and (rows == width or rows == 1):
+        return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=rows > 1, enable_gqa=grouped)
+    own = torch.arange(width - rows, width, device=query.device)[:, None]
+    other = torch.arange(width, device=query.device)
+    visible = other <= own
+    if reach < width:
+        visible = visible & (own - other < reach)
+    visible = visible[None, None]
+    if hidden is not None:
+        visible = visible & ~hidden
+    if plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling, enable_gqa=grouped)
+    repeats = query.shape[1] // key.shape[1]
+    scores = query.float() @ key.float().repeat_interleave(repeats, 1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        extra = sinks.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, rows, 1)
+        weights = torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return weights.to(value.dtype) @ value.repeat_interleave(repeats, 1)

@@ -1,0 +1,1 @@
+"""How much softmax mass every page gets from a question."""

@@ -1,0 +1,102 @@
+"""What a question gives back: text, sources and a count of what it took; knows no model."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from reattention_core.sources import Source
+
+
+class Usage(BaseModel):
+    """What one answer took.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt that were run for this answer.
+        cached_tokens: tokens of the corpus that were read from the cache instead of being run.
+        window_tokens: tokens that attention looked at, the corpus's and the prompt's.
+        completion_tokens: tokens drawn.
+        recall_seconds: from the call until it was known what to read.
+        first_token_seconds: from the call to the first piece of text.
+        seconds: from the call to the end.
+        tail_bytes: memory that this question added to the shared corpus.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int
+    cached_tokens: int
+    window_tokens: int
+    completion_tokens: int
+    recall_seconds: float
+    first_token_seconds: float
+    seconds: float
+    tail_bytes: int
+
+
+class Answer(BaseModel):
+    """An answer.
+
+    Attributes:
+        text: what the model wrote, without the stop string that ended it.
+        sources: the passages it read, those with the most evidence first; empty without a corpus.
+        usage: tokens and times.
+        finish_reason: "stop" (a stop string or the end token) or "length" (max_new_tokens).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    sources: list[Source]
+    usage: Usage
+    finish_reason: str
+
+
+class AnswerStream:
+    """Pieces of an answer as they are drawn; the pieces joined are the answer's text.
+
+    Leaving the loop, or `close`, stops the model within two tokens.
+
+    Attributes:
+        answer: the whole answer, once the last piece has been given out.
+    """
+
+    def __init__(self, pieces: Iterator[str | Answer]) -> None:
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        if isinstance(piece, Answer):
+            self._answer = piece
+            raise StopIteration
+        return piece
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            RuntimeError: there are pieces left.
+        """
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: iterate to the end first")
+        return self._answer
+
+    def close(self) -> None:
+        """Stop the model if it is still writing."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
+def finish(stream: AnswerStream) -> Answer:
+    """Iterate to the end and give the whole answer."""
+    try:
+        for _ in stream:
+            pass
+    finally:
+        stream.close()
+    return stream.answer

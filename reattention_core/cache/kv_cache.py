@@ -1,0 +1,185 @@
+"""The cache a forward pass sees: a private tail of new tokens over shared, read-only pages; knows no selection rule.
+
+transformers is told of the tail alone: `get_seq_length` starts at 0 however large the corpus below is, so `generate`
+and every model run unchanged. A fork is a new `ContextCache` over the same `Pages`: it copies nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from reattention_core.cache.growing import Growing
+from reattention_core.cache.pages import Pages
+
+if TYPE_CHECKING:
+    from reattention_core.positions import Rotation
+    from reattention_core.select.base import Reader, Selection
+
+
+class ContextLayer(CacheLayerMixin):
+    """One layer: un-rotated tail keys and values [B, G, n, D], over the layer's pages.
+
+    Args:
+        index: which layer of the model this is.
+        pages: the corpus below the tail, or None.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, index: int, pages: Pages | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.index, self.pages = index, pages
+        self.tail_keys, self.tail_values = Growing(), Growing()
+        self._window: _Window | None = None
+
+    @property
+    def n_slots(self) -> int:
+        """Addresses below this are the corpus's; address n_slots + i is token i of the tail."""
+        return 0 if self.pages is None else self.pages.n_slots
+
+    @property
+    def n_tail(self) -> int:
+        """Tokens of the private tail, the chunk being run included."""
+        return self.tail_keys.n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tail and of its rotated window; the shared pages are not counted."""
+        window = 0 if self._window is None else self._window.keys.nbytes + self._window.values.nbytes
+        return self.tail_keys.nbytes + self.tail_values.nbytes + window
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to prepare: the first `update` allocates."""
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new un-rotated keys and values [B, G, Q, D]; returns just them, attention fetches the rest."""
+        self.is_initialized = True
+        self.tail_keys.append(key_states)
+        self.tail_values.append(value_states)
+        return key_states, value_states
+
+    def gather(self, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values at rising addresses [n]: [B, G, n, D] each, in the tail's type."""
+        keys, values = self.tail_keys.tokens, self.tail_values.tokens
+        inside = addresses < self.n_slots
+        own = addresses[~inside] - self.n_slots
+        keys, values = keys[:, :, own], values[:, :, own]
+        if self.pages is None:
+            return keys, values
+        page_keys, page_values = self.pages.gather(self.index, addresses[inside])
+        rows = (keys.shape[0], -1, -1, -1)
+        return (
+            torch.cat([page_keys.to(keys).expand(rows), keys], 2),
+            torch.cat([page_values.to(values).expand(rows), values], 2),
+        )
+
+    def gather_per_head(self, addresses: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at each query head's own addresses [H, Q, n] (one row): [H, Q, n, D] each.
+
+        Negative addresses are padding and give whatever stands first.
+        """
+        keys, values = self.tail_keys.tokens[0], self.tail_values.tokens[0]
+        group = torch.arange(heads, device=keys.device)[:, None, None] // (heads // keys.shape[0])
+        own = (addresses - self.n_slots).clamp(min=0)
+        key, value = keys[group, own], values[group, own]
+        if self.pages is not None:
+            inside = (addresses < self.n_slots)[..., None]
+            below = addresses.clamp(0, self.n_slots - 1)
+            key = torch.where(inside, self.pages.keys[self.index].flatten(1, 2)[group, below].to(key), key)
+            value = torch.where(inside, self.pages.values[self.index].flatten(1, 2)[group, below].to(value), value)
+        return key, value
+
+    def window(self, selection: "Selection", rotation: "Rotation") -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys rotated at positions 0..W-1 and their values, [B, G, W, D]: the selection, then the tail.
+
+        While a reader keeps answering with the same `Selection`, only the tail's new tokens are gathered and rotated.
+        """
+        if self._window is None or self._window.selection is not selection:
+            self._window = _Window(selection)
+            if selection.addresses.numel():
+                keys, values = self.gather(selection.addresses)
+                self._window.append(keys, values, rotation)
+        new = slice(self._window.tail_seen, None)
+        self._window.append(self.tail_keys.tokens[:, :, new], self.tail_values.tokens[:, :, new], rotation)
+        self._window.tail_seen = self.n_tail
+        return self._window.keys.tokens, self._window.values.tokens
+
+    def get_seq_length(self) -> int:
+        """Tokens of the tail."""
+        return self.n_tail
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that a mask would have over the tail; no mask is ever built for this cache."""
+        return self.n_tail + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget the tail; the pages stay."""
+        self.crop(-self.n_tail)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens of the tail.
+
+        Args:
+            tokens_to_remove: how many, as a negative number (the convention of transformers 5).
+
+        Raises:
+            ValueError: the number is positive.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number of tokens to drop, got {tokens_to_remove}")
+        self.tail_keys.crop(-tokens_to_remove)
+        self.tail_values.crop(-tokens_to_remove)
+        self._window = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Keep the tails of the surviving beams."""
+        self.tail_keys.take_rows(beam_idx)
+        self.tail_values.take_rows(beam_idx)
+        self._window = None
+
+
+class _Window:
+    """A selection's keys, rotated once, with the tail appended as it grows."""
+
+    def __init__(self, selection: "Selection") -> None:
+        self.selection, self.tail_seen = selection, selection.tail_from
+        self.keys, self.values = Growing(), Growing()
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, rotation: "Rotation") -> None:
+        self.keys.append(rotation(keys, self.keys.n))
+        self.values.append(values)
+
+
+class ContextCache(Cache):
+    """The layers of one question: a private tail over the pages of a corpus, read as `reader` says.
+
+    Args:
+        n_layers: layers of the model.
+        reader: decides at every layer and chunk what is seen.
+        window: tokens the model was trained on; no window may be wider.
+        pages: the corpus, or None for an ordinary prompt.
+
+    Attributes:
+        widest: tokens of the widest window that attention has looked at so far.
+    """
+
+    layers: list[ContextLayer]  # type: ignore[assignment]
+
+    def __init__(self, n_layers: int, reader: "Reader", window: int, pages: Pages | None = None) -> None:
+        super().__init__(layers=[ContextLayer(index, pages) for index in range(n_layers)])
+        self.reader, self.window, self.pages = reader, window, pages
+        self.widest = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the private tail; the shared pages are not counted."""
+        return sum(layer.nbytes for layer in self.layers)

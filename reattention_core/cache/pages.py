@@ -1,0 +1,158 @@
+"""Un-rotated keys and values of a corpus in pages of 32 tokens; knows neither documents' texts nor who reads them.
+
+A page belongs to one document, so its last page may hold fewer tokens. Every token has an address, page * 32 + slot;
+reading order is rising address. Pages are written once, during ingest, and only read afterwards: any number of
+questions share them without a copy. Where the bytes lie is decided here and nowhere else: readers ask for `scan` (all
+keys of a layer, to score them) and `gather` (keys and values of some addresses, to attend to them).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+PAGE = 32
+"""Tokens in a page: the span that ReAttention grows a hit to (arXiv 2407.15176)."""
+
+
+def pages_for(n_tokens: int) -> int:
+    """How many pages hold `n_tokens` of one document."""
+    return -(-n_tokens // PAGE)
+
+
+class Pages:
+    """Keys and values of all layers, each [G, P, T, D], and the table of their pages.
+
+    Args:
+        keys: one tensor [G, P, T, D] a layer, un-rotated.
+        values: one tensor [G, P, T, D] a layer.
+        filled: [P] int64 on the same device, filled slots of every page.
+        first: [P] int64, the first page of the document that each page belongs to.
+        summaries: one tensor [H, C, D] a layer for selectors that need them (`Selector.summarise`), or nothing.
+        summary_size: tokens that each of the C chunks holds at most, a multiple of T.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        filled: torch.Tensor,
+        first: torch.Tensor,
+        summaries: Sequence[torch.Tensor] = (),
+        summary_size: int = 0,
+    ) -> None:
+        self.keys, self.values, self.filled, self.first = list(keys), list(values), filled, first
+        self.summaries, self.summary_size = list(summaries), summary_size
+        self._addresses: torch.Tensor | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        shapes: Sequence[tuple[int, int, int]],
+        first: torch.Tensor,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "Pages":
+        """Empty pages for layers of the given (G, key D, value D); `first` [P] as above."""
+        n_pages = len(first)
+        return cls(
+            [torch.zeros(g, n_pages, PAGE, d, dtype=dtype, device=device) for g, d, _ in shapes],
+            [torch.zeros(g, n_pages, PAGE, d, dtype=dtype, device=device) for g, _, d in shapes],
+            torch.zeros(n_pages, dtype=torch.int64, device=device),
+            first.to(device),
+        )
+
+    def reserve_summaries(self, shapes: Sequence[tuple[int, int]], size: int) -> None:
+        """Make room for summaries of chunks of `size` tokens, for layers of the given (H, D)."""
+        count = int(self.chunks(size)[-1]) + 1
+        like = self.keys[0]
+        self.summaries = [like.new_zeros(heads, count, dim) for heads, dim in shapes]
+        self.summary_size = size
+
+    @property
+    def n_pages(self) -> int:
+        """Pages there is room for."""
+        return self.filled.shape[0]
+
+    @property
+    def n_slots(self) -> int:
+        """Addresses run from 0 to this number."""
+        return self.n_pages * PAGE
+
+    @property
+    def nbytes(self) -> int:
+        """Exact bytes of keys, values, summaries and the page table."""
+        tables = (self.filled, self.first)
+        return sum(t.nbytes for t in (*self.keys, *self.values, *self.summaries, *tables))
+
+    def chunks(self, size: int) -> torch.Tensor:
+        """Number of the chunk of `size` tokens (whole pages) that each page lies in, [P] int64.
+
+        Chunks are counted from the start of each document and never span two.
+        """
+        within = (torch.arange(self.n_pages, device=self.first.device) - self.first) // (size // PAGE)
+        starts = torch.ones_like(within, dtype=torch.bool)
+        starts[1:] = (within[1:] != within[:-1]) | (self.first[1:] != self.first[:-1])
+        return starts.cumsum(0) - 1
+
+    @property
+    def addresses(self) -> torch.Tensor:
+        """Addresses of all tokens in reading order, [N] int64."""
+        if self._addresses is None:
+            slot = torch.arange(PAGE, device=self.filled.device)
+            self._addresses = (slot < self.filled[:, None]).flatten().nonzero().squeeze(1)
+        return self._addresses
+
+    def addresses_of(self, pages: torch.Tensor) -> torch.Tensor:
+        """Addresses of the tokens in some pages, in reading order of the given pages, [n] int64."""
+        slot = torch.arange(PAGE, device=pages.device)
+        inside = slot < self.filled[pages][:, None]
+        return (pages[:, None] * PAGE + slot)[inside]
+
+    def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store consecutive tokens of one document from address `start` on.
+
+        Args:
+            layer: which layer's pages.
+            start: first address; the caller keeps documents from sharing a page.
+            key: [G, n, D], un-rotated; converted to the pages' type.
+            value: [G, n, D].
+        """
+        stop = start + key.shape[1]
+        self.keys[layer].flatten(1, 2)[:, start:stop] = key
+        self.values[layer].flatten(1, 2)[:, start:stop] = value
+
+    def summarise(self, layer: int, start: int, summary: torch.Tensor) -> None:
+        """Store the summaries [H, c, D] of the chunks of a document that starts at address `start`."""
+        first = int(self.chunks(self.summary_size)[start // PAGE])
+        self.summaries[layer][:, first : first + summary.shape[1]] = summary
+
+    def fill(self, start: int, n_tokens: int) -> None:
+        """Declare `n_tokens` from address `start` on as written in every layer."""
+        first, last = start // PAGE, (start + n_tokens - 1) // PAGE
+        self.filled[first:last] = PAGE
+        self.filled[last] = (start + n_tokens - 1) % PAGE + 1
+        self._addresses = None
+
+    def before(self, page: int) -> "Pages":
+        """The pages before one, as views of the same storage."""
+        summaries = []
+        if self.summaries:
+            count = int(self.chunks(self.summary_size)[page - 1]) + 1
+            summaries = [s[:, :count] for s in self.summaries]
+        return Pages(
+            [k[:, :page] for k in self.keys],
+            [v[:, :page] for v in self.values],
+            self.filled[:page],
+            self.first[:page],
+            summaries,
+            self.summary_size,
+        )
+
+    def scan(self, layer: int) -> torch.Tensor:
+        """All keys of a layer for scoring, [G, P, T, D]; slots beyond `filled` hold nothing."""
+        return self.keys[layer]
+
+    def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""
+        key, value = self.keys[layer].flatten(1, 2), self.values[layer].flatten(1, 2)
+        return key[:, addresses], value[:, addresses]

@@ -1,0 +1,101 @@
+"""Every setting of the engine, checked once when it is made; knows no model and does no work."""
+
+import difflib
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from reattention_core.errors import InvalidConfigError
+
+SINK_TEXT = (
+    "The following documents belong together. Each one stands by itself, and all of them are true. Read them with care, "
+    "because questions about what they say will be asked at the end, one after another, and each must be answered "
+    "briefly and exactly from the documents.\n\n"
+)
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Config(BaseModel):
+    """How an engine reads documents and asks its model.
+
+    Attributes:
+        strategy: the selection rule by name, for asking and for `joint` ingest; a call may name another.
+        sink: text whose first 32 tokens stand before every document (the attention sink, ReAttention's global part).
+        question_form: what a question becomes; raw completion suits small models better than a chat template.
+        stop: strings that end an answer.
+        max_new_tokens: tokens of an answer at most, unless a call says otherwise.
+        cache_dtype: type of cached keys and values; `auto` is the model's, or bfloat16 for a float32 model.
+        reach: newest tokens of its own document that a chunk of it sees in `independent` ingest, besides the sink; half of
+            them are the chunk. Documents no longer than this are read by exact attention.
+        ingest_tokens: tokens in one forward pass of ingest: more is faster on a GPU and takes more memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["consensus", "reattention", "longheads"] = "consensus"
+    sink: str = Field(default=SINK_TEXT, min_length=1)
+    question_form: str = "\nQuestion: {question}\nAnswer:"
+    stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
+    max_new_tokens: int = Field(default=64, ge=1)
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    reach: int = Field(default=2048, ge=32)
+    ingest_tokens: int = Field(default=4096, ge=32)
+
+    @field_validator("question_form")
+    @classmethod
+    def _one_question(cls, form: str) -> str:
+        if form.count("{question}") != 1:
+            raise ValueError("must contain {question} exactly once")
+        return form
+
+
+class Generation(BaseModel):
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: tokens at most.
+        temperature: 0 takes the likeliest token; above it, samples.
+        top_p: samples only from the likeliest tokens that together have this probability.
+        stop: strings that end the text; they are not part of it.
+        seed: makes sampling repeatable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    stop: tuple[str, ...] = Field(default=(), max_length=16)
+    seed: int | None = Field(default=None, ge=0)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _some_strings(cls, stop: object) -> object:
+        stop = (stop,) if isinstance(stop, str) else stop
+        if isinstance(stop, (list, tuple)) and any(s == "" or len(str(s)) > 1000 for s in stop):
+            raise ValueError("each stop string needs 1 to 1000 characters")
+        return stop
+
+
+def checked(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Make settings from keyword arguments.
+
+    Args:
+        kind: the settings' class.
+        values: its fields.
+
+    Raises:
+        InvalidConfigError: a key is unknown (the closest one is named) or a value is not allowed.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, kind.model_fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            allowed = ", ".join(kind.model_fields)
+            raise InvalidConfigError(f"unknown setting {name!r}{hint} (allowed: {allowed})") from None
+        raise InvalidConfigError(f"{name}: {first['msg']}, got {first['input']!r}") from None

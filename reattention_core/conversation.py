@@ -1,0 +1,125 @@
+"""A framework's conversation as the engine's answer, also without blocking an event loop; knows no framework's types."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from reattention_core.answer import Answer, AnswerStream
+from reattention_core.corpus import Corpus
+from reattention_core.engine import Engine
+from reattention_core.errors import InvalidConfigError, InvalidRequestError
+from reattention_core.prompts import Turn
+
+CAPACITY = 1_000_000
+"""Tokens to announce to a framework: longer prompts than the model's window are read too, so that is not the limit.
+
+A framework told the window would cut prompts into pieces that fit it, and ask many times.
+"""
+
+CALL_SETTINGS = ("temperature", "top_p", "max_tokens", "stop", "seed")
+"""What one call may set; the models of all frameworks have fields of these names too."""
+
+Message = dict[str, str]
+"""{"role": "system", "user" or "assistant", "content": text}."""
+
+
+def generation(own: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Generation` for one call; None stands for a setting left out.
+
+    Args:
+        own: a framework's model, whose attributes are the defaults.
+        given: what the call says.
+
+    Raises:
+        InvalidConfigError: the call says something that would have no effect.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = ", ".join(sorted(set(given) - set(CALL_SETTINGS)))
+    if unknown:
+        raise InvalidConfigError(
+            f"unknown argument of a call: {unknown} (allowed: {', '.join(CALL_SETTINGS)}); leave it out"
+        )
+    values = {**{name: getattr(own, name) for name in CALL_SETTINGS}, **given}
+    values["max_new_tokens"] = values.pop("max_tokens")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def start(
+    engine: Engine, corpus: Corpus | None, asked: str | Sequence[Message], settings: dict[str, Any]
+) -> AnswerStream:
+    """Begin an answer: from the corpus to the last message, or without one to the whole conversation.
+
+    Neighbouring messages of one role become one, because many chat templates insist on turns.
+
+    Args:
+        engine: answers.
+        corpus: the documents to answer from, or None.
+        asked: a text, which is continued (asked, with a corpus), or messages.
+        settings: fields of `Generation`. Stop strings come on top of those that end every answer from a corpus.
+
+    Raises:
+        InvalidRequestError: the messages are no question to a corpus.
+    """
+    if not isinstance(asked, str):
+        asked = _merged(asked)
+    if corpus is None:
+        return engine.stream(asked, **settings)
+    question, history = (asked, []) if isinstance(asked, str) else _question(asked)
+    stop = settings.get("stop", ())
+    stop = (*engine.config.stop, *((stop,) if isinstance(stop, str) else stop))
+    return corpus.stream(question, history=history, **{**settings, "stop": stop})
+
+
+async def pulled(stream: AnswerStream) -> AsyncGenerator[str, None]:
+    """The pieces of an answer, each awaited in a thread so that the event loop stays free.
+
+    Closing it, or cancelling the task that awaits a piece, stops the model and returns once it has stopped.
+    """
+    pull: asyncio.Future[str | None] | None = None
+    try:
+        while True:
+            pull = asyncio.ensure_future(asyncio.to_thread(next, stream, None))
+            piece = await asyncio.shield(pull)
+            if piece is None:
+                return
+            yield piece
+    finally:
+        # A generator cannot be closed while a thread is in it.
+        if pull is not None and not pull.done():
+            await asyncio.wait([pull])
+        await asyncio.to_thread(stream.close)
+
+
+async def afinish(stream: AnswerStream) -> Answer:
+    """The whole answer, like `answer.finish`, without blocking the event loop; cancelling it stops the model."""
+    async with aclosing(pulled(stream)) as pieces:
+        async for _ in pieces:
+            pass
+    return stream.answer
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"]:
+            merged[-1] = {**message, "content": f"{merged[-1]['content']}\n\n{message['content']}"}
+        else:
+            merged.append(message)
+    return merged
+
+
+def _question(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
+    """The last message and the turns before it."""
+    roles = [message["role"] for message in messages]
+    if "system" in roles:
+        raise InvalidRequestError(
+            "a question to a corpus takes no system message, because it is not asked through the chat template: put the "
+            "instruction into the question, or leave out `corpus`"
+        )
+    texts = [message["content"] for message in messages]
+    if not roles or roles[0] != "user" or roles[-1] != "user":
+        raise InvalidRequestError(
+            f"a question to a corpus is a user message, with pairs of user and assistant before it; got {', '.join(roles)}"
+        )
+    return texts[-1], list(zip(texts[:-1:2], texts[1::2], strict=True))

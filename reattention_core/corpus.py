@@ -1,0 +1,134 @@
+"""Documents that a model has read, and questions to them; knows no files and no disk."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reattention_core.answer import Answer, AnswerStream, finish
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.config import Generation, checked
+from reattention_core.errors import ContextTooLongError, UnreadableDocumentError
+from reattention_core.prefill import Cancelled, prefill
+from reattention_core.prompts import Prompt, Turn, build_prompt
+from reattention_core.request import Request
+from reattention_core.select import Selector
+from reattention_core.select.base import Question
+from reattention_core.select.fixed import Recording, SinkAndLocal
+from reattention_core.sources import ReadDocument
+
+if TYPE_CHECKING:
+    from reattention_core.engine import Engine
+
+
+class Corpus:
+    """A read corpus, open for questions. Made by `Engine.ingest` and `Engine.open`.
+
+    Questions never change it: each has a private tail over the shared pages, so any number may run one after another or
+    from several threads (the model itself serves one at a time).
+
+    Args:
+        engine: whose model read it.
+        name: under which it is saved, or None.
+        pages: keys and values.
+        documents: texts and where their tokens lie.
+        mode: "independent" or "joint".
+
+    Attributes:
+        memo: what selection rules worked out once for this corpus.
+        skipped: files that could not be read and are not in it.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        name: str | None,
+        pages: Pages,
+        documents: Sequence[ReadDocument],
+        mode: str,
+        skipped: Sequence[UnreadableDocumentError] = (),
+    ) -> None:
+        self._engine, self.name, self.pages, self.mode = engine, name, pages, mode
+        self.documents, self.skipped = tuple(documents), tuple(skipped)
+        self.memo: dict[str, torch.Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r}, {len(self.documents)} documents, {self.n_tokens:,} tokens)"
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents, the sink not counted."""
+        return sum(document.n_tokens for document in self.documents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shared keys and values."""
+        return self.pages.nbytes
+
+    def ask(
+        self,
+        question: str,
+        *,
+        history: Sequence[Turn] = (),
+        strategy: str | Selector | None = None,
+        **generation: Any,
+    ) -> Answer:
+        """Answer a question from the documents.
+
+        Args:
+            question: what is asked.
+            history: earlier (question, answer) turns, oldest first.
+            strategy: a selection rule by name or instance; the engine's when left out.
+            generation: fields of `Generation`: max_new_tokens, temperature, top_p, stop, seed.
+
+        Returns:
+            The text, the passages it rests on and what it took.
+
+        Raises:
+            EmptyPromptError: the question is empty.
+            ContextTooLongError: question, history and answer leave no room in the model's window.
+            InvalidConfigError: a setting is unknown or not allowed.
+        """
+        return finish(self.stream(question, history=history, strategy=strategy, **generation))
+
+    def stream(
+        self,
+        question: str,
+        *,
+        history: Sequence[Turn] = (),
+        strategy: str | Selector | None = None,
+        **generation: Any,
+    ) -> AnswerStream:
+        """Like `ask`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
+        engine = self._engine
+        defaults = {"max_new_tokens": engine.config.max_new_tokens, "stop": engine.config.stop}
+        settings = checked(Generation, {**defaults, **generation})
+        prompt = build_prompt(engine.tokens, engine.config, question, history)
+        tail = len(prompt.ids) + settings.max_new_tokens
+        if tail > engine.window - PAGE:
+            raise ContextTooLongError(
+                f"question and history have {len(prompt.ids)} tokens and the answer may have {settings.max_new_tokens}, more "
+                f"than the model's window of {engine.window}: ask a shorter question or lower max_new_tokens",
+                n_tokens=tail,
+                limit=engine.window,
+            )
+        request = Request(engine, prompt, settings, engine.selector(strategy), self)
+        return AnswerStream(request.pieces())
+
+    def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
+        """Runs a text behind the sink alone; see `select.base.Probe`."""
+        attachment, sink = self._engine.attachment, self.pages.before(1)
+
+        def run(ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
+            reader = Recording(SinkAndLocal(sink.addresses, attachment.window - PAGE))
+            cache = ContextCache(len(attachment.shapes), reader, attachment.window, sink)
+            prompt = torch.tensor([list(ids)], device=attachment.model.device)
+            prefill(attachment.model, cache, prompt, attachment.window, cancelled)
+            return [torch.cat(reader.queries[layer], 2)[0, :, asking] for layer in range(len(attachment.shapes))]
+
+        return run
+
+    def question(self, prompt: Prompt, cancelled: Cancelled) -> Question:
+        """What a selection rule may know of a question to this corpus."""
+        return Question(prompt.ids, prompt.asking, prompt.empty, self.probe(cancelled), self.memo)

@@ -1,0 +1,328 @@
+"""A model that reads documents once and answers from them: the only file that knows all others."""
+
+import difflib
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reattention_core.answer import Answer, AnswerStream, finish
+from reattention_core.cache.pages import PAGE
+from reattention_core.chat_template import render_chat
+from reattention_core.config import Config, Generation, checked
+from reattention_core.corpus import Corpus
+from reattention_core.documents import Document, collect
+from reattention_core.errors import (
+    CapacityError,
+    EmptyPromptError,
+    EngineClosedError,
+    InvalidConfigError,
+)
+from reattention_core.home import home
+from reattention_core.ingest import Ingest
+from reattention_core.models.attach import Attachment, embedding_rows
+from reattention_core.models.fingerprint import fingerprint
+from reattention_core.models.loading import BUNDLED, load
+from reattention_core.prefill import Cancelled
+from reattention_core.prompts import Prompt
+from reattention_core.request import Request
+from reattention_core.select import SELECTORS, Consensus, ReAttention, Selector
+from reattention_core.sources import ReadDocument
+from reattention_core.store import Store
+from reattention_core.tokens import PlainTokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with the tokens read so far and the tokens there are."""
+
+Sources = str | Path | Document | Iterable[str | Path | Document]
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A language model with ReAttention's cache and attention.
+
+    Threads may share an engine; its model serves one request at a time, in the order they come.
+
+    Args:
+        model: a causal LM in evaluation mode. It is attached: until `close`, plain calls of it go through our attention.
+        tokenizer: its tokenizer, a fast one.
+        config: settings.
+        store: folder of saved corpora; `corpora` in the cache folder when left out.
+
+    Raises:
+        UnsupportedModelError: the model cannot be attached; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config | None = None,
+        store: str | Path | None = None,
+    ) -> None:
+        self.config, self.tokenizer = config or Config(), tokenizer
+        self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
+        self.attachment = Attachment(model)
+        self.store = Store(Path(store) if store is not None else home() / "corpora")
+        self._lock, self._closed = threading.Lock(), False
+        self._sink = self._leading() + self.tokens.encode(self.config.sink).ids
+        if len(self._sink) < PAGE:
+            self.close()
+            raise InvalidConfigError(
+                f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self._sink)}: use a longer text"
+            )
+        self._sink = self._sink[:PAGE]
+        self._identity: dict[str, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = BUNDLED,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        store: str | Path | None = None,
+        **config: Any,
+    ) -> "Engine":
+        """Load a model and attach to it.
+
+        Args:
+            model: the bundled `smollm2-135m-instruct`, a hub id, a folder, or the path of a GGUF file.
+            device: where to put it; the first GPU when left out, or the CPU without one.
+            dtype: of the weights; `auto` is float32 on a CPU and the checkpoint's own type elsewhere.
+            store: folder of saved corpora.
+            config: fields of `Config`.
+
+        Raises:
+            UnsupportedModelError: it cannot be loaded safely, or cannot be attached.
+            InvalidConfigError: a setting is unknown or not allowed.
+        """
+        settings = checked(Config, config)
+        return cls(*load(model, device, dtype), settings, store)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach from the model, restoring it exactly; later calls raise `EngineClosedError`."""
+        with self._lock:
+            self._closed = True
+            self.attachment.detach()
+
+    @property
+    def window(self) -> int:
+        """Tokens the model was trained on: the most that attention looks at at once."""
+        return self.attachment.window
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a saved corpus depends on, field by field: model, tokenizer, sink and type of the cache."""
+        if self._identity is None:
+            sink = hashlib.sha256(str(self._sink).encode()).hexdigest()[:16]
+            own = {"cache_dtype": str(self._cache_dtype).removeprefix("torch."), "sink": sink}
+            self._identity = {**fingerprint(self.attachment.model, self.tokenizer), **own}
+        return self._identity
+
+    def ingest(
+        self,
+        documents: Sources,
+        *,
+        name: str | None = None,
+        mode: Literal["independent", "joint"] = "independent",
+        strategy: str | Selector | None = None,
+        strict: bool = False,
+        replace: bool = False,
+        progress: bool | Progress = True,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Corpus:
+        """Read documents once.
+
+        Args:
+            documents: a file, a folder, a text, a `Document`, or an iterable of these.
+            name: saves the corpus under this name; without one it lives as long as the object.
+            mode: `independent` reads every document alone behind one shared sink (linear cost); `joint` lets each see the
+                earlier ones, as the papers do.
+            strategy: the rule by which `joint` reads; `longheads` also keeps what it needs for asking later.
+            strict: raise on the first unreadable file instead of leaving it out.
+            replace: overwrite a saved corpus of that name.
+            progress: a bar on a terminal (True), none (False), or a function of tokens read and tokens in all.
+            cancelled: asked between forward passes; True stops the ingest.
+
+        Returns:
+            The corpus, ready for questions. `corpus.skipped` names what could not be read.
+
+        Raises:
+            EmptyPromptError: there is nothing to read.
+            UnreadableDocumentError: with `strict`, a file cannot be read.
+            CapacityError: it would not fit the memory, said before the first token is read.
+            CorpusExistsError: the name is taken.
+            CancelledError: `cancelled` said so; nothing is saved.
+        """
+        if name is not None:
+            self.store.check_free(name, replace)
+        if mode not in ("independent", "joint"):
+            raise InvalidConfigError(f"mode must be 'independent' or 'joint', got {mode!r}")
+        selector = self.selector(strategy)
+        texts, skipped = collect(documents, strict=strict)
+        for error in skipped:
+            logger.warning("left out: %s", error)
+        read = [self.tokens.encode_document(document) for document in texts]
+        if mode == "joint" and isinstance(selector, Consensus):
+            # Consensus is a rule for questions; a streaming prefill asks none.
+            selector = ReAttention.for_window(self.window)
+        with self.busy(), _reporting(progress, sum(len(d.ids) for d in read)) as report:
+            ingest = self._start_ingest([d.ids for d in read], selector, report, cancelled)
+            pages = _within_memory(ingest.independent if mode == "independent" else ingest.joint)
+        starts = ingest.layout.starts
+        placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, starts, strict=True)]
+        if name is not None:
+            self.store.save(name, pages, placed, {"fingerprint": self.identity, "mode": mode})
+        return Corpus(self, name, pages, placed, mode, skipped)
+
+    def open(self, name: str) -> Corpus:
+        """A saved corpus, without reading its documents again.
+
+        Raises:
+            CorpusNotFoundError: there is none of that name.
+            FingerprintMismatchError: another model read it; the message names the fields that differ.
+            CorpusError: its files are damaged, incomplete or too new.
+        """
+        saved = self.store.load(name, self.identity, self.attachment.model.device)
+        return Corpus(self, name, saved.pages, saved.documents, saved.manifest["mode"])
+
+    def generate(self, prompt: str | Sequence[Mapping[str, str]], **generation: Any) -> Answer:
+        """Continue a text, or answer chat messages, of any length.
+
+        Beyond the model's window the prompt is read in chunks by the engine's strategy (`reattention` for `consensus`).
+
+        Args:
+            prompt: a text to continue, or messages {"role": …, "content": …} for the model's chat template.
+            generation: fields of `Generation`.
+
+        Raises:
+            EmptyPromptError: there is nothing to continue.
+            InvalidConfigError: a setting is unknown or not allowed.
+        """
+        return finish(self.stream(prompt, **generation))
+
+    def stream(self, prompt: str | Sequence[Mapping[str, str]], **generation: Any) -> AnswerStream:
+        """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
+        settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
+        if isinstance(prompt, str):
+            ids = self._leading() + self.tokens.encode(prompt).ids if prompt.strip() else []
+        else:
+            ids = render_chat(self.tokenizer, self.tokens, prompt)
+        if not ids:
+            raise EmptyPromptError("the prompt is empty: give a text or at least one message")
+        request = Request(self, Prompt(ids, slice(0, 0), []), settings, self.selector(None))
+        return AnswerStream(request.pieces())
+
+    def selector(self, strategy: str | Selector | None) -> Selector:
+        """The selection rule of a name, with parameters that suit the model's window; an instance is itself.
+
+        Raises:
+            InvalidConfigError: no rule has that name.
+        """
+        if isinstance(strategy, Selector):
+            return strategy
+        name = self.config.strategy if strategy is None else strategy
+        if name not in SELECTORS:
+            close = difflib.get_close_matches(str(name), SELECTORS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InvalidConfigError(
+                f"unknown strategy {name!r}{hint} (there are: {', '.join(SELECTORS)}, or a Selector of yours)"
+            )
+        return SELECTORS[name].for_window(self.window)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """The model for one request: others wait.
+
+        Raises:
+            EngineClosedError: `close` was called.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("this engine was closed: make a new one")
+            yield
+
+    @property
+    def _cache_dtype(self) -> torch.dtype:
+        model = self.attachment.model.dtype
+        if self.config.cache_dtype != "auto":
+            return getattr(torch, self.config.cache_dtype)  # type: ignore[no-any-return]
+        return torch.bfloat16 if model == torch.float32 else model
+
+    def _leading(self) -> list[int]:
+        """The begin token, where the tokenizer puts one before every text."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a").input_ids[:1] == [bos] else []
+
+    def _start_ingest(
+        self,
+        documents: list[list[int]],
+        selector: Selector,
+        report: Callable[[int], None],
+        cancelled: Cancelled,
+    ) -> Ingest:
+        return Ingest(
+            self.attachment,
+            self._sink,
+            documents,
+            selector,
+            self._cache_dtype,
+            self.config.reach,
+            self.config.ingest_tokens,
+            report,
+            cancelled,
+        )
+
+
+def _within_memory(run: Callable[[], Any]) -> Any:
+    """Turn an allocation that failed in spite of the plan into the library's own error."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"memory ran out while reading ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
+        ) from error
+
+
+@contextmanager
+def _reporting(progress: bool | Progress, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that takes newly read tokens and shows progress as the caller wishes."""
+    if callable(progress):
+        done = 0
+
+        def report(new: int) -> None:
+            nonlocal done
+            done += new
+            progress(done, total)
+
+        yield report
+        return
+    # disable=None: a bar on a terminal only.
+    off = None if progress else True
+    with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=off) as bar:
+
+        def show(new: int) -> None:
+            bar.update(new)
+
+        yield show

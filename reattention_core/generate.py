@@ -1,0 +1,191 @@
+"""Tokens out of an attached model as text, through transformers' own `generate`; knows no documents.
+
+The model runs in a worker thread and the caller iterates over pieces of text. Whatever happens in the worker reaches the
+caller as itself; a caller who stops iterating stops the model within two tokens.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.config import Generation
+from reattention_core.prefill import Cancelled, prefill, running
+
+
+class TextStream(BaseStreamer, StoppingCriteria):
+    """Turns tokens into text as they come, and says when a stop string ends it.
+
+    Never emits a part of a stop string, nor a character whose bytes have not all come.
+
+    Args:
+        tokenizer: decodes.
+        stop: strings that end the text; not part of it.
+        emit: called with every new piece.
+        cancelled: asked after every token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...],
+        emit: Callable[[str], None],
+        cancelled: Cancelled,
+    ) -> None:
+        self._tokenizer, self._stop, self._emit, self._cancelled = tokenizer, stop, emit, cancelled
+        self._ids: list[int] = []
+        self._sent = 0
+        self._prompt_seen = False
+        self.stopped = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens drawn so far, one that ends the text included."""
+        return len(self._ids)
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take what `generate` hands out: the prompt first, then every new token."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self._text()
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self._send(text[: min(found)])
+            return
+        if text.endswith("\ufffd"):
+            return
+        self._send(text[: len(text) - self._held_back(text)])
+
+    def end(self) -> None:
+        """Send what was held back, now that nothing can follow."""
+        if not self.stopped:
+            self._send(self._text())
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """Whether `generate` must stop, for each row."""
+        stop = self.stopped or self._cancelled()
+        return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
+
+    def _text(self) -> str:
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _held_back(self, text: str) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for n in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:n]):
+                    longest = n
+                    break
+        return longest
+
+    def _send(self, text: str) -> None:
+        if len(text) > self._sent:
+            self._emit(text[self._sent :])
+            self._sent = len(text)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: ContextCache,
+    ids: list[int],
+    settings: Generation,
+    chunk: int,
+    emit: Callable[[str], None],
+    cancelled: Cancelled,
+) -> tuple[int, str]:
+    """Read a prompt over a cache and draw tokens after it.
+
+    Args:
+        model: an attached model.
+        tokenizer: its tokenizer.
+        cache: an empty tail over whatever is to be read.
+        ids: the prompt.
+        settings: how to draw.
+        chunk: tokens of the prompt that are run at a time.
+        emit: called with every piece of text.
+        cancelled: asked between chunks and between tokens.
+
+    Returns:
+        How many tokens were drawn, and why it ended: "stop" or "length".
+
+    Raises:
+        CancelledError: while the prompt was being read.
+    """
+    prompt = torch.tensor([ids], device=model.device)
+    # The last chunk is left to `generate`, which needs its logits.
+    whole = (len(ids) - 1) // chunk * chunk
+    if whole:
+        prefill(model, cache, prompt[:, :whole], chunk, cancelled)
+    stream = TextStream(tokenizer, settings.stop, emit, cancelled)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        sampling = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
+    with running(), torch.random.fork_rng(enabled=settings.seed is not None):
+        if settings.seed is not None:
+            torch.manual_seed(settings.seed)
+        model.generate(  # type: ignore[operator]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=cache,
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            streamer=stream,
+            stopping_criteria=StoppingCriteriaList([stream]),
+            **sampling,
+        )
+    ended = stream.stopped or stream.n_tokens < settings.max_new_tokens
+    return stream.n_tokens, "stop" if ended else "length"
+
+
+class Worker:
+    """A function that emits pieces of text, running in a thread of its own and read as an iterator.
+
+    Args:
+        run: called with `emit` and `cancelled`.
+    """
+
+    def __init__(self, run: Callable[[Callable[[str], None], Cancelled], None]) -> None:
+        self._pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._run = run
+        self._thread = threading.Thread(target=self._work, name="reattention-generate", daemon=True)
+
+    def pieces(self) -> Generator[str, None, None]:
+        """Pieces of text; leaving the loop early cancels the work and waits for it to end.
+
+        Raises:
+            Exception: whatever the function raised.
+        """
+        self._thread.start()
+        try:
+            while (piece := self._pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._run(self._pieces.put, self._stop.is_set)
+        except BaseException as error:  # the caller must see whatever it is, or would wait for ever
+            self._pieces.put(error)
+        else:
+            self._pieces.put(None)

@@ -1,0 +1,79 @@
+"""Works out the memory that an ingest needs before the first token is read; knows no documents."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from reattention_core.cache.pages import PAGE
+from reattention_core.errors import CapacityError
+from reattention_core.models.attach import Attachment
+
+RESERVE = 0.05
+"""Share of the free memory that is left alone, for what the estimate below does not know of."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes an ingest will take, beside the bytes that are free.
+
+    Attributes:
+        pages: keys and values of the corpus: exact.
+        working: cache tails and activations of one forward pass: an estimate.
+        free: bytes free on the model's device now.
+        device: its name.
+    """
+
+    pages: int
+    working: int
+    free: int
+    device: str
+
+    def check(self) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            CapacityError: with both numbers.
+        """
+        needed = self.pages + self.working
+        if needed > self.free * (1 - RESERVE):
+            raise CapacityError(
+                f"this corpus needs {needed:,} bytes on {self.device} ({self.pages:,} for its pages, about {self.working:,} to "
+                f"read them), and {self.free:,} are free: ingest fewer documents, choose a smaller cache_dtype or free memory",
+                needed=needed,
+                free=self.free,
+            )
+
+
+def plan(attachment: Attachment, n_pages: int, longest: int, dtype: torch.dtype, batch_tokens: int) -> MemoryPlan:
+    """The memory plan of an ingest.
+
+    Args:
+        attachment: the attached model.
+        n_pages: pages of the corpus.
+        longest: tokens of the longest document.
+        dtype: of the pages.
+        batch_tokens: tokens in one forward pass of short documents.
+    """
+    model = attachment.model
+    per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
+    # A batch's tail exists twice, un-rotated and rotated, and has room to double; a layer's activations are a few times
+    # the widest projection.
+    tail = max(batch_tokens, longest) * per_token * model.dtype.itemsize * 4
+    config = model.config.get_text_config()
+    hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
+    activations = batch_tokens * hidden * model.dtype.itemsize
+    return MemoryPlan(
+        pages=n_pages * PAGE * per_token * dtype.itemsize,
+        working=tail + activations,
+        free=free_bytes(model.device),
+        device=str(model.device),
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)

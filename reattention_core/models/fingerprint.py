@@ -1,0 +1,45 @@
+"""Which model a corpus was read by, field by field; knows no corpus.
+
+A name is no identity: the fields come from the configuration, the weights' values and the tokenizer itself. Weights are
+sampled (64 or more values of every tensor, evenly spaced), so an edit of a few values between them is not seen.
+"""
+
+import hashlib
+import json
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORED = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
+"""Configuration entries that say where a model came from, not what it is; the type is a field of its own."""
+
+SAMPLES = 64
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The model's identity: architecture, config, weights, dtype, tokenizer.
+
+    Args:
+        model: loaded, attached or not.
+        tokenizer: its tokenizer.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if k not in IGNORED and "attn_impl" not in k}
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return {
+        "architecture": type(model).__name__,
+        "config": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "weights": _weights(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokenizer": _digest(vocabulary.encode()),
+    }
+
+
+def _weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        samples = tensor.detach().flatten()[:: max(tensor.numel() // SAMPLES, 1)]
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + samples.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

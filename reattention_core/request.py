@@ -1,0 +1,114 @@
+"""One prompt on its way through the model: what the worker thread does and what is known when it is done."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from reattention_core.answer import Answer, Usage
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.config import Generation
+from reattention_core.generate import Worker, generate
+from reattention_core.prefill import Cancelled
+from reattention_core.prompts import Prompt
+from reattention_core.select import Context, Reader, Selector
+from reattention_core.sources import Source, passages
+
+if TYPE_CHECKING:
+    from reattention_core.corpus import Corpus
+    from reattention_core.engine import Engine
+
+
+class Request:
+    """A prompt, with a corpus under it or without.
+
+    Args:
+        engine: whose model runs.
+        prompt: token ids, and which of them ask.
+        settings: how tokens are drawn.
+        selector: what may be seen.
+        corpus: the documents, or None.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        prompt: Prompt,
+        settings: Generation,
+        selector: Selector,
+        corpus: "Corpus | None" = None,
+    ) -> None:
+        self._engine, self._prompt, self._settings = engine, prompt, settings
+        self._selector, self._corpus = selector, corpus
+
+    def pieces(self) -> Iterator[str | Answer]:
+        """Recall, read and write in a worker thread: pieces of text first, the whole answer last."""
+        began = time.perf_counter()
+        text, first = [], 0.0
+        with closing(Worker(self._work).pieces()) as worker:
+            for piece in worker if self._corpus is None else _trimmed(worker):
+                first = first or time.perf_counter() - began
+                text.append(piece)
+                yield piece
+        seconds = time.perf_counter() - began
+        yield Answer(
+            text="".join(text),
+            sources=self._sources(),
+            finish_reason=self._reason,
+            usage=Usage(
+                prompt_tokens=len(self._prompt.ids),
+                cached_tokens=0 if self._corpus is None else self._corpus.n_tokens,
+                window_tokens=self._cache.widest,
+                completion_tokens=self._drawn,
+                recall_seconds=self._recalled - self._started,
+                first_token_seconds=first or seconds,
+                seconds=seconds,
+                tail_bytes=self._cache.nbytes,
+            ),
+        )
+
+    def _work(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
+        """The whole way, in the worker thread: one request at a time has the model."""
+        engine, corpus = self._engine, self._corpus
+        with engine.busy():
+            attachment, self._started = engine.attachment, time.perf_counter()
+            context = Context(
+                window=attachment.window,
+                tail=len(self._prompt.ids) + self._settings.max_new_tokens,
+                scaling=attachment.scaling,
+                rotations=attachment.rotations,
+            )
+            if corpus is not None:
+                context.pages = corpus.pages
+                context.question = corpus.question(self._prompt, cancelled)
+            self._reader: Reader = self._selector.reader(context)
+            self._recalled = time.perf_counter()
+            self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages)
+            self._drawn, self._reason = generate(
+                attachment.model,
+                engine.tokenizer,
+                self._cache,
+                self._prompt.ids,
+                self._settings,
+                self._selector.chunk,
+                emit,
+                cancelled,
+            )
+
+    def _sources(self) -> list[Source]:
+        evidence = self._reader.evidence
+        if self._corpus is None or evidence is None:
+            return []
+        return passages(self._corpus.documents, self._reader.cited().tolist(), evidence.tolist())
+
+
+def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
+    """The same text without white space at its beginning and end."""
+    held, begun = "", False
+    for piece in pieces:
+        piece = held + (piece if begun else piece.lstrip())
+        begun = begun or bool(piece)
+        stripped = piece.rstrip()
+        held = piece[len(stripped) :]
+        if stripped:
+            yield stripped

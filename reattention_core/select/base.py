@@ -1,0 +1,170 @@
+"""The interface of every selection rule; knows no rule.
+
+A `Selector` holds a rule's parameters and is shared by all requests. For each request it makes a `Reader`, which sees
+every layer's un-rotated queries and says which of the earlier tokens they may attend to. Write your own by subclassing
+both (see the README); pass an instance wherever a strategy is named.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
+
+from reattention_core.cache.kv_cache import ContextLayer
+from reattention_core.cache.pages import Pages
+
+Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
+"""Runs token ids behind the sink alone and returns each layer's un-rotated queries [H, Q, D] of the named tokens."""
+
+Rotate = Callable[[torch.Tensor, int], torch.Tensor]
+"""A layer's rotation: (x [B, heads, n, D], first position) -> the same shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What the queries of one layer and chunk may see.
+
+    Attributes:
+        addresses: [n] int64, rising: the same earlier tokens for all heads and queries of the chunk. Or [H, Q, n]:
+            each head's and query's own tokens, itself last, rising, padded at the front with -1.
+        tail_from: with shared addresses, the tail's tokens from this one on follow them, causally.
+    """
+
+    addresses: torch.Tensor
+    tail_from: int = 0
+
+
+@dataclass
+class Question:
+    """A prompt that asks a corpus something.
+
+    Attributes:
+        ids: the prompt's token ids.
+        asking: which of them are the question itself (not history).
+        empty: ids of the same prompt form with nothing asked.
+        probe: runs a text behind the sink alone; see `Probe`.
+        memo: kept with the corpus between requests, for what need be worked out only once.
+    """
+
+    ids: Sequence[int]
+    asking: slice
+    empty: Sequence[int]
+    probe: Probe
+    memo: dict[str, torch.Tensor]
+
+
+@dataclass
+class Context:
+    """What a selector may know of a request before it reads.
+
+    Attributes:
+        window: tokens of the model's trained window: the most that may be seen at once.
+        tail: tokens the tail will have at most, prompt and new tokens together.
+        scaling: each layer's factor on q·k.
+        rotations: each layer's rotation.
+        pages: the corpus, or None for an ordinary prompt.
+        question: what is asked, or None while documents are read.
+    """
+
+    window: int
+    tail: int
+    scaling: Sequence[float]
+    rotations: Sequence[Rotate]
+    pages: Pages | None = None
+    question: Question | None = None
+
+
+class Reader(ABC):
+    """One request's reading.
+
+    Attributes:
+        evidence: [P] float32, how much each page was asked for, once the prompt has been read; None without pages.
+    """
+
+    evidence: torch.Tensor | None = None
+
+    def cited(self, most: int = 5) -> torch.Tensor:
+        """The pages that an answer rests on, [n] int64, rising: those with the most evidence."""
+        if self.evidence is None:
+            return torch.empty(0, dtype=torch.int64)
+        best = self.evidence.topk(min(most, len(self.evidence)))
+        return best.indices[best.values > 0].sort().values
+
+    @abstractmethod
+    def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
+        """What a chunk's queries may see in a layer that looks at everything.
+
+        Args:
+            layer: the layer's pages and tail; the chunk's own keys are already the tail's last Q tokens.
+            query: [B, H, Q, D], un-rotated.
+        """
+
+    def select_local(self, layer: ContextLayer, query: torch.Tensor, width: int) -> Selection:
+        """What a sliding-window layer may see: the last `width` tokens before each query, in reading order."""
+        return latest(layer, width + query.shape[2] - 1)
+
+
+class Selector(BaseModel, ABC):
+    """A selection rule and its parameters; every field is checked when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+
+    @classmethod
+    def for_window(cls, window: int) -> Self:
+        """The rule with parameters that suit a model trained on `window` tokens."""
+        return cls()
+
+    @abstractmethod
+    def reader(self, context: Context) -> Reader:
+        """The reader of one request.
+
+        Raises:
+            ContextTooLongError: the request does not fit the model's window under this rule.
+        """
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt that are read at a time."""
+        return 512
+
+    @property
+    def summary_size(self) -> int:
+        """Tokens in a chunk that `summarise` sums up, a multiple of the page; 0 for rules that need none."""
+        return 0
+
+    def summarise(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotate: Rotate,
+        scaling: float,
+    ) -> torch.Tensor:
+        """What the rule must remember of a document beyond keys and values, worked out in one layer during ingest.
+
+        Args:
+            query: [H, n, D], un-rotated queries of one document.
+            key: [G, n, D], un-rotated.
+            value: [G, n, D].
+            rotate: the layer's rotation.
+            scaling: the layer's factor on q·k.
+
+        Returns:
+            [H, C, D], a summary of each chunk of `summary_size` tokens.
+        """
+        raise TypeError(f"{type(self).__name__} has a summary_size and must define summarise")
+
+
+def latest(layer: ContextLayer, n: int) -> Selection:
+    """The last `n` tokens of the sequence, the corpus's end included where the tail is shorter."""
+    device = layer.tail_keys.tokens.device
+    missing = n - layer.n_tail
+    if layer.pages is None or missing <= 0:
+        return Selection(torch.empty(0, dtype=torch.int64, device=device), max(0, layer.n_tail - n))
+    return Selection(layer.pages.addresses[-missing:])

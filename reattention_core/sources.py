@@ -1,0 +1,103 @@
+"""From the pages that an answer rests on back to the exact text of the documents; knows no model and no cache."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from reattention_core.cache.pages import PAGE, pages_for
+from reattention_core.documents import Document
+from reattention_core.tokens import NO_SPAN, Span
+
+
+class Source(BaseModel):
+    """A passage that the model read for an answer. Evidence of use, not proof of correctness.
+
+    Attributes:
+        document_id: which document.
+        title: its title.
+        source: where it came from, a path or URL, if known.
+        start: first character of the passage in the document's text.
+        end: character after its last.
+        score: the passage's share of all evidence in the corpus, 0 to 1.
+        quote: exactly the document's text from start to end.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    document_id: str
+    title: str
+    source: str | None
+    start: int
+    end: int
+    score: float
+    quote: str
+
+
+@dataclass(frozen=True)
+class ReadDocument:
+    """A document in a corpus: its text, its tokens' places in it, and where its pages begin.
+
+    Attributes:
+        document: text, title and origin.
+        spans: characters of the text that each token covers; (-1, -1) for title and closing.
+        start: address of its first token.
+    """
+
+    document: Document
+    spans: Sequence[Span]
+    start: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the document, title and closing included."""
+        return len(self.spans)
+
+
+def passages(documents: Sequence[ReadDocument], pages: Sequence[int], evidence: Sequence[float]) -> list[Source]:
+    """Runs of neighbouring pages as passages, those with the most evidence first.
+
+    Args:
+        documents: of the corpus, by rising start.
+        pages: page numbers, rising.
+        evidence: of every page of the corpus.
+    """
+    total = sum(evidence) or 1.0
+    starts = [document.start // PAGE for document in documents]
+    found, run = [], list[int]()
+    for page in [*pages, -1]:
+        if run and (page != run[-1] + 1 or page in starts):
+            owner = documents[bisect_right(starts, run[0]) - 1] if run[0] >= starts[0] else None
+            if owner is not None:
+                score = sum(evidence[p] for p in run) / total
+                found.append(_passage(owner, run[0], run[-1] + 1, score))
+            run = []
+        run.append(page)
+    return sorted((s for s in found if s is not None), key=lambda s: -s.score)
+
+
+def _passage(document: ReadDocument, first: int, stop: int, score: float) -> Source | None:
+    """The text under pages first..stop-1, grown to whole words; None where only title or closing stands."""
+    own = document.start // PAGE
+    assert first - own < pages_for(document.n_tokens), "the page lies beyond its document"
+    spans = [s for s in document.spans[(first - own) * PAGE : (stop - own) * PAGE] if s != NO_SPAN]
+    if not spans:
+        return None
+    text = document.document.text
+    start, end = min(s[0] for s in spans), max(s[1] for s in spans)
+    while start > 0 and not text[start].isspace() and not text[start - 1].isspace():
+        start -= 1
+    while end < len(text) and not text[end - 1].isspace() and not text[end].isspace():
+        end += 1
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    end = start + len(text[start:end].rstrip())
+    return Source(
+        document_id=document.document.id,
+        title=document.document.title,
+        source=document.document.source,
+        start=start,
+        end=end,
+        score=score,
+        quote=text[start:end],
+    )

@@ -1,0 +1,48 @@
+"""What every test may use: a tiny random model with a tokenizer, and an engine on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from reattention_core import Config, Engine
+from tests.core.tiny_tokenizers import byte_level_bpe
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(42)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level_bpe()
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    """Two layers, four heads over two key-value heads, trained window 512; large weights, so that attention is sharp."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Iterator[Engine]:
+    """An engine on the tiny model with an exact cache, storing in a folder of the test's own."""
+    with Engine(model, tokenizer, Config(cache_dtype="float32", max_new_tokens=8, stop=()), tmp_path / "store") as made:
+        yield made
