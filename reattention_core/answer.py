@@ -1,6 +1,6 @@
 """What a question gives back: text, sources and a count of what it took; knows no model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,10 +58,12 @@ class AnswerStream:
 
     Attributes:
         answer: the whole answer, once the last piece has been given out.
+        cancel: stops the model from any thread, also while another one waits for the next piece, which then raises
+            CancelledError.
     """
 
-    def __init__(self, pieces: Iterator[str | Answer]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterator[str | Answer], cancel: Callable[[], None]) -> None:
+        self._pieces, self.cancel = pieces, cancel
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:

@@ -85,9 +85,10 @@ async def pulled(stream: AnswerStream) -> AsyncGenerator[str, None]:
                 return
             yield piece
     finally:
+        stream.cancel()
         # A generator cannot be closed while a thread is in it.
         if pull is not None and not pull.done():
-            await asyncio.wait([pull])
+            await asyncio.gather(pull, return_exceptions=True)
         await asyncio.to_thread(stream.close)
 
 

@@ -114,7 +114,7 @@ class Corpus:
                 limit=engine.window,
             )
         request = Request(engine, prompt, settings, engine.selector(strategy), self)
-        return AnswerStream(request.pieces())
+        return request.stream()
 
     def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
         """Runs a text behind the sink alone; see `select.base.Probe`."""

@@ -21,6 +21,7 @@ from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.errors import (
+    CancelledError,
     CapacityError,
     EmptyPromptError,
     EngineClosedError,
@@ -232,7 +233,7 @@ class Engine:
         if not ids:
             raise EmptyPromptError("the prompt is empty: give a text or at least one message")
         request = Request(self, Prompt(ids, slice(0, 0), []), settings, self.selector(None))
-        return AnswerStream(request.pieces())
+        return request.stream()
 
     def selector(self, strategy: str | Selector | None) -> Selector:
         """The selection rule of a name, with parameters that suit the model's window; an instance is itself.
@@ -252,16 +253,21 @@ class Engine:
         return SELECTORS[name].for_window(self.window)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
+    def busy(self, cancelled: Cancelled = lambda: False) -> Iterator[None]:
         """The model for one request: others wait.
 
         Raises:
             EngineClosedError: `close` was called.
         """
-        with self._lock:
+        while not self._lock.acquire(timeout=0.05):
+            if cancelled():
+                raise CancelledError("cancelled while another request had the model")
+        try:
             if self._closed:
                 raise EngineClosedError("this engine was closed: make a new one")
             yield
+        finally:
+            self._lock.release()
 
     @property
     def _cache_dtype(self) -> torch.dtype:

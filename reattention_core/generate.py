@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
+from reattention_core.errors import CancelledError
 from reattention_core.prefill import Cancelled, prefill, running
 
 
@@ -28,6 +29,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
         stop: strings that end the text; not part of it.
         emit: called with every new piece.
         cancelled: asked after every token.
+        trim: leave out white space at the beginning and end, and do not look for stop strings in it.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class TextStream(BaseStreamer, StoppingCriteria):
         stop: tuple[str, ...],
         emit: Callable[[str], None],
         cancelled: Cancelled,
+        trim: bool = False,
     ) -> None:
         self._tokenizer, self._stop, self._emit, self._cancelled = tokenizer, stop, emit, cancelled
+        self._trim = trim
         self._ids: list[int] = []
         self._sent = 0
         self._prompt_seen = False
@@ -58,7 +62,8 @@ class TextStream(BaseStreamer, StoppingCriteria):
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
-            self._send(text[: min(found)])
+            text = text[: min(found)]
+            self._send(text.rstrip() if self._trim else text)
             return
         if text.endswith("\ufffd"):
             return
@@ -67,7 +72,8 @@ class TextStream(BaseStreamer, StoppingCriteria):
     def end(self) -> None:
         """Send what was held back, now that nothing can follow."""
         if not self.stopped:
-            self._send(self._text())
+            text = self._text()
+            self._send(text.rstrip() if self._trim else text)
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Whether `generate` must stop, for each row."""
@@ -76,11 +82,11 @@ class TextStream(BaseStreamer, StoppingCriteria):
 
     def _text(self) -> str:
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        return str(text).lstrip() if self._trim else str(text)
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
-        longest = 0
+        """Characters at the end that may be the beginning of a stop string, or white space to trim."""
+        longest = len(text) - len(text.rstrip()) if self._trim else 0
         for stop in self._stop:
             for n in range(min(len(stop) - 1, len(text)), longest, -1):
                 if text.endswith(stop[:n]):
@@ -103,6 +109,7 @@ def generate(
     chunk: int,
     emit: Callable[[str], None],
     cancelled: Cancelled,
+    trim: bool = False,
 ) -> tuple[int, str]:
     """Read a prompt over a cache and draw tokens after it.
 
@@ -115,19 +122,20 @@ def generate(
         chunk: tokens of the prompt that are run at a time.
         emit: called with every piece of text.
         cancelled: asked between chunks and between tokens.
+        trim: see `TextStream`.
 
     Returns:
         How many tokens were drawn, and why it ended: "stop" or "length".
 
     Raises:
-        CancelledError: while the prompt was being read.
+        CancelledError: `cancelled` said so.
     """
     prompt = torch.tensor([ids], device=model.device)
     # The last chunk is left to `generate`, which needs its logits.
     whole = (len(ids) - 1) // chunk * chunk
     if whole:
         prefill(model, cache, prompt[:, :whole], chunk, cancelled)
-    stream = TextStream(tokenizer, settings.stop, emit, cancelled)
+    stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim)
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {
@@ -149,6 +157,8 @@ def generate(
             stopping_criteria=StoppingCriteriaList([stream]),
             **sampling,
         )
+    if cancelled() and not stream.stopped:
+        raise CancelledError("cancelled while an answer was being written")
     ended = stream.stopped or stream.n_tokens < settings.max_new_tokens
     return stream.n_tokens, "stop" if ended else "length"
 
@@ -158,11 +168,12 @@ class Worker:
 
     Args:
         run: called with `emit` and `cancelled`.
+        stop: set to have it stop.
     """
 
-    def __init__(self, run: Callable[[Callable[[str], None], Cancelled], None]) -> None:
+    def __init__(self, run: Callable[[Callable[[str], None], Cancelled], None], stop: threading.Event) -> None:
         self._pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._stop = stop
         self._run = run
         self._thread = threading.Thread(target=self._work, name="reattention-generate", daemon=True)
 

@@ -111,7 +111,7 @@ class Ingest:
             below = self.pages.before(self.layout.starts[number] // PAGE)
             context = Context(attachment.window, len(ids), attachment.scaling, attachment.rotations, below)
             reader, start = self._selector.reader(context), self.layout.starts[number]
-            self._run([list(ids)], [start], reader, below, self._selector.chunk)
+            self._run([list(ids)], [start], reader, below, reader.chunk)
         return self.pages
 
     def _read_alone(self, numbers: list[int], sink: Pages) -> None:

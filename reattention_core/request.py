@@ -1,11 +1,12 @@
 """One prompt on its way through the model: what the worker thread does and what is known when it is done."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reattention_core.answer import Answer, Usage
+from reattention_core.answer import Answer, AnswerStream, Usage
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
 from reattention_core.generate import Worker, generate
@@ -40,13 +41,18 @@ class Request:
     ) -> None:
         self._engine, self._prompt, self._settings = engine, prompt, settings
         self._selector, self._corpus = selector, corpus
+        self._stop = threading.Event()
+
+    def stream(self) -> AnswerStream:
+        """The answer to iterate over; the model starts with the first piece that is asked for."""
+        return AnswerStream(self.pieces(), self._stop.set)
 
     def pieces(self) -> Iterator[str | Answer]:
         """Recall, read and write in a worker thread: pieces of text first, the whole answer last."""
         began = time.perf_counter()
         text, first = [], 0.0
-        with closing(Worker(self._work).pieces()) as worker:
-            for piece in worker if self._corpus is None else _trimmed(worker):
+        with closing(Worker(self._work, self._stop).pieces()) as worker:
+            for piece in worker:
                 first = first or time.perf_counter() - began
                 text.append(piece)
                 yield piece
@@ -70,7 +76,7 @@ class Request:
     def _work(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
         """The whole way, in the worker thread: one request at a time has the model."""
         engine, corpus = self._engine, self._corpus
-        with engine.busy():
+        with engine.busy(cancelled):
             attachment, self._started = engine.attachment, time.perf_counter()
             context = Context(
                 window=attachment.window,
@@ -90,9 +96,10 @@ class Request:
                 self._cache,
                 self._prompt.ids,
                 self._settings,
-                self._selector.chunk,
+                self._reader.chunk,
                 emit,
                 cancelled,
+                trim=corpus is not None,
             )
 
     def _sources(self) -> list[Source]:
@@ -100,15 +107,3 @@ class Request:
         if self._corpus is None or evidence is None:
             return []
         return passages(self._corpus.documents, self._reader.cited().tolist(), evidence.tolist())
-
-
-def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text without white space at its beginning and end."""
-    held, begun = "", False
-    for piece in pieces:
-        piece = held + (piece if begun else piece.lstrip())
-        begun = begun or bool(piece)
-        stripped = piece.rstrip()
-        held = piece[len(stripped) :]
-        if stripped:
-            yield stripped

@@ -83,9 +83,11 @@ class Reader(ABC):
 
     Attributes:
         evidence: [P] float32, how much each page was asked for, once the prompt has been read; None without pages.
+        chunk: tokens of a prompt that are read at a time.
     """
 
     evidence: torch.Tensor | None = None
+    chunk: int = 1024
 
     def cited(self, most: int = 5) -> torch.Tensor:
         """The pages that an answer rests on, [n] int64, rising: those with the most evidence."""
@@ -127,11 +129,6 @@ class Selector(BaseModel, ABC):
         Raises:
             ContextTooLongError: the request does not fit the model's window under this rule.
         """
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that are read at a time."""
-        return 512
 
     @property
     def summary_size(self) -> int:

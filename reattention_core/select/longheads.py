@@ -60,11 +60,6 @@ class LongHeads(Selector):
         return cls(chunk_size=chunk, attention_length=length, begin_selective_length=length)
 
     @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that are read at a time."""
-        return self.encoding_batch_size
-
-    @property
     def summary_size(self) -> int:
         """Tokens in a chunk."""
         return self.chunk_size
@@ -132,7 +127,7 @@ class _Reader(Reader):
         self, rule: LongHeads, pages: Pages | None, scaling: Sequence[float], rotations: Sequence[Rotate]
     ) -> None:
         self._rule, self._scaling, self._rotations = rule, scaling, rotations
-        self._everything = Everything()
+        self._everything, self.chunk = Everything(), rule.encoding_batch_size
         self._queries: dict[int, Growing] = {}
         self._tail_summaries: dict[int, list[torch.Tensor]] = {}
         if pages is not None:

@@ -59,11 +59,6 @@ class ReAttention(Selector):
         """The most tokens a window can hold under this rule."""
         return self.global_size + self.recall_clip * self.span + self.local_size
 
-    @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that are read at a time."""
-        return self.chunk_size
-
     def reader(self, context: Context) -> Reader:
         """A reader for one request.
 
@@ -85,6 +80,7 @@ class ReAttention(Selector):
 class _Reader(Reader):
     def __init__(self, rule: ReAttention) -> None:
         self._rule, self._everything = rule, Everything()
+        self.chunk = rule.chunk_size
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         rule, device = self._rule, query.device

@@ -1,0 +1,184 @@
+"""A LangChain chat model over an engine: invoke, stream, batch and their async forms; knows no attention and no tools."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+
+from langchain_reattention.messages import about, plain
+from reattention_core import Answer, AnswerStream, Corpus, Engine, Generation
+from reattention_core.answer import finish
+from reattention_core.config import checked
+from reattention_core.conversation import CALL_SETTINGS, CAPACITY, afinish, generation, pulled, start
+from reattention_core.errors import InvalidConfigError
+from reattention_core.models.loading import BUNDLED
+from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import ModelProfile
+
+
+class ChatReAttention(BaseChatModel):
+    """A local model that reads prompts longer than its window, and answers from saved corpora.
+
+    Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
+    temperature, top_p, max_tokens, stop and seed anew. Answers carry `usage_metadata` (`input_tokens` counts the corpus's
+    `cache_read` too), and with a corpus `response_metadata["sources"]`.
+
+    Example:
+        >>> from langchain_reattention import ChatReAttention
+        >>> print(ChatReAttention().invoke("What is the capital of France?").content)
+
+    Args:
+        model: the bundled model, a hub id, a folder or the path of a GGUF file; `model_name` is another name for it.
+        corpus: name of a saved corpus to answer from.
+        device: where the model runs; the first GPU if there is one.
+        dtype: type of the weights.
+        strategy: the rule that selects what is read.
+        temperature: 0 takes the likeliest token; above it, samples.
+        top_p: samples from the likeliest tokens of this probability.
+        max_tokens: tokens of an answer at most.
+        stop: strings that end an answer; `stop_sequences` is another name for it.
+        seed: makes sampling repeatable.
+        engine: a ready engine, in place of model, device, dtype and strategy.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model: str = Field(default=BUNDLED, alias="model_name")
+    corpus: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    strategy: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
+    seed: int | None = None
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    _opened: Corpus | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChatReAttention":
+        checked(Generation, generation(self, {}))
+        if self.engine is not None:
+            fields = type(self).model_fields
+            extra = [name for name in ("device", "dtype", "strategy") if getattr(self, name) != fields[name].default]
+            if extra:
+                raise InvalidConfigError(f"engine brings its own {', '.join(extra)}: leave out one or the other")
+            if "model" not in self.model_fields_set:
+                own = self.engine.attachment.model
+                self.model = own.name_or_path or own.config.model_type
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-reattention"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on: LangChain's caches are keyed by it."""
+        fields = ("model", "corpus", "device", "dtype", "strategy", *CALL_SETTINGS)
+        return {name: getattr(self, name) for name in fields}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        own = [self.stop] if isinstance(self.stop, str) else self.stop
+        params = super()._get_ls_params(stop=stop or own, **kwargs)
+        params["ls_provider"] = "reattention"
+        return params
+
+    def _resolve_model_profile(self) -> "ModelProfile":
+        return {
+            "max_input_tokens": CAPACITY,
+            "max_output_tokens": self.max_tokens,
+            "text_inputs": True,
+            "text_outputs": True,
+            "tool_calling": False,
+            "structured_output": False,
+        }
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the model's own tokenizer; the weights need not be loaded."""
+        tokenizer = self.engine.tokenizer if self.engine is not None else shared_tokenizer(self.model)
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return self._result(finish(self._start(messages, stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return self._result(await afinish(await asyncio.to_thread(self._start, messages, stop, kwargs)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with closing(self._start(messages, stop, kwargs)) as stream:
+            for piece in stream:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+        yield self._last(stream.answer)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        stream = await asyncio.to_thread(self._start, messages, stop, kwargs)
+        async with aclosing(pulled(stream)) as pieces:
+            async for piece in pieces:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+        yield self._last(stream.answer)
+
+    def _start(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> AnswerStream:
+        # LangChain leaves `stream` among the arguments after acting on it.
+        given = {name: value for name, value in given.items() if name != "stream"}
+        settings, asked = generation(self, {**given, "stop": stop}), plain(messages)
+        engine = self._engine()
+        # Held from here on, or the next question would open it again.
+        corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
+        return start(engine, corpus, asked, settings)
+
+    def _engine(self) -> Engine:
+        return self.engine or shared_engine(self.model, self.device, self.dtype, self.strategy)
+
+    def _about(self, answer: Answer) -> dict[str, Any]:
+        return about(answer, self.model, self.corpus is not None)
+
+    def _result(self, answer: Answer) -> ChatResult:
+        message = AIMessage(content=answer.text, **self._about(answer))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last(self, answer: Answer) -> ChatGenerationChunk:
+        """The chunk without text that ends a stream: usage must be in one chunk only, because chunks are added up."""
+        message = AIMessageChunk(content="", chunk_position="last", **self._about(answer))
+        return ChatGenerationChunk(message=message)

@@ -1,0 +1,167 @@
+"""A LlamaIndex language model over an engine: all eight endpoints; knows no attention, no tools and no indices."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM
+
+from llama_index.llms.reattention.messages import (
+    achunks,
+    chat_response,
+    chunks,
+    completion_response,
+    plain,
+    whole,
+)
+from reattention_core import AnswerStream, Corpus, Engine, Generation
+from reattention_core.answer import finish
+from reattention_core.config import checked
+from reattention_core.conversation import CAPACITY, Message, afinish, generation, start
+from reattention_core.errors import InvalidConfigError
+from reattention_core.models.loading import BUNDLED
+from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
+
+
+class ReAttentionLLM(LLM):
+    """A local model that reads prompts longer than its window, and answers from saved corpora.
+
+    Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
+    temperature, top_p, max_tokens, stop and seed anew. `raw` of a response holds the usage (`prompt_tokens` counts the
+    `cached_tokens` of the corpus too), the finish reason, and with a corpus the sources.
+
+    Example:
+        >>> from llama_index.core import Settings
+        >>> from llama_index.llms.reattention import ReAttentionLLM
+        >>> Settings.llm = ReAttentionLLM()
+        >>> print(Settings.llm.complete("What is the capital of France?"))
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(default=BUNDLED, description="The bundled model, a hub id, a folder or a GGUF file.")
+    corpus: str | None = Field(default=None, description="Name of a saved corpus to answer from.")
+    device: str | None = Field(default=None, description="Where the model runs; the first GPU if there is one.")
+    dtype: str = Field(default="auto", description="Type of the weights.")
+    strategy: str | None = Field(default=None, description="The rule that selects what is read.")
+    temperature: float = Field(default=0.0, description="0 takes the likeliest token; above it, samples.")
+    top_p: float = Field(default=1.0, description="Samples from the likeliest tokens of this probability.")
+    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
+    stop: list[str] | str | None = Field(default=None, description="Strings that end an answer.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    context_window: int = Field(
+        default=CAPACITY,
+        description="Tokens of a prompt at most; not the model's window, because longer prompts are read too.",
+    )
+    engine: Engine | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="A ready engine, in place of model, device, dtype and strategy.",
+    )
+    _opened: Corpus | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ReAttentionLLM":
+        checked(Generation, generation(self, {}))
+        if self.engine is not None:
+            fields = type(self).model_fields
+            extra = [name for name in ("device", "dtype", "strategy") if getattr(self, name) != fields[name].default]
+            if extra:
+                raise InvalidConfigError(f"engine brings its own {', '.join(extra)}: leave out one or the other")
+            if "model" not in self.model_fields_set:
+                own = self.engine.attachment.model
+                self.model = own.name_or_path or own.config.model_type
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that serialised instances carry."""
+        return "ReAttentionLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What the framework plans with; loads the tokenizer, not the weights."""
+        tokenizer = self.engine.tokenizer if self.engine is not None else shared_tokenizer(self.model)
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_tokens,
+            is_chat_model=tokenizer.chat_template is not None,
+            model_name=self.model,
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What traces show: the fields. Every call asks for it, in an event loop too, and metadata would load a tokenizer."""
+        return {**self.to_dict(), "model_name": self.model}
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        return whole(finish(self._chat(messages, kwargs)), chat_response)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Like `chat`; cancelling it stops the model."""
+        return whole(await afinish(await asyncio.to_thread(self._chat, messages, kwargs)), chat_response)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Like `chat`, as the text grows; the last chunk has the usage. Closing it stops the model."""
+        return chunks(self._chat(messages, kwargs), chat_response)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """Like `stream_chat`."""
+        return achunks(await asyncio.to_thread(self._chat, messages, kwargs), chat_response)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt; continue it where it is formatted, or where the model has no chat template."""
+        return whole(finish(self._complete(prompt, formatted, kwargs)), completion_response)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Like `complete`; cancelling it stops the model."""
+        stream = await asyncio.to_thread(self._complete, prompt, formatted, kwargs)
+        return whole(await afinish(stream), completion_response)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Like `complete`, as the text grows; the last chunk has the usage. Closing it stops the model."""
+        return chunks(self._complete(prompt, formatted, kwargs), completion_response)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """Like `stream_complete`."""
+        return achunks(await asyncio.to_thread(self._complete, prompt, formatted, kwargs), completion_response)
+
+    def _chat(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> AnswerStream:
+        return self._start(plain(messages), given)
+
+    def _complete(self, prompt: str, formatted: bool, given: dict[str, Any]) -> AnswerStream:
+        if formatted:
+            return self._start(prompt, given)
+        if self._engine().tokenizer.chat_template is None:
+            return self._start(self.completion_to_prompt(prompt), given)  # type: ignore[misc]  # set by the base class
+        return self._start([{"role": "user", "content": prompt}], given)
+
+    def _start(self, asked: str | list[Message], given: dict[str, Any]) -> AnswerStream:
+        settings, engine = generation(self, given), self._engine()
+        # Held from here on, or the next question would open it again.
+        corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
+        return start(engine, corpus, asked, settings)
+
+    def _engine(self) -> Engine:
+        return self.engine or shared_engine(self.model, self.device, self.dtype, self.strategy)
