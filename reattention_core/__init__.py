@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from reattention_core.engine import Engine as Engine
     from reattention_core.select import Consensus as Consensus
     from reattention_core.select import LongHeads as LongHeads
-    from reattention_core.select import ReAttention as ReAttention
     from reattention_core.select import Reader as Reader
+    from reattention_core.select import ReAttention as ReAttention
     from reattention_core.select import Selection as Selection
     from reattention_core.select import Selector as Selector
     from reattention_core.sources import Source as Source

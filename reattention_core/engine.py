@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
@@ -22,26 +21,24 @@ from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.errors import (
     CancelledError,
-    CapacityError,
     EmptyPromptError,
     EngineClosedError,
     InvalidConfigError,
 )
 from reattention_core.home import home
 from reattention_core.ingest import Ingest
+from reattention_core.memory import within_memory
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
 from reattention_core.prefill import Cancelled
+from reattention_core.progress import Progress, reporting
 from reattention_core.prompts import Prompt
 from reattention_core.request import Request
 from reattention_core.select import SELECTORS, Consensus, ReAttention, Selector
 from reattention_core.sources import ReadDocument
 from reattention_core.store import Store
 from reattention_core.tokens import PlainTokenizer
-
-Progress = Callable[[int, int], None]
-"""Called with the tokens read so far and the tokens there are."""
 
 Sources = str | Path | Document | Iterable[str | Path | Document]
 
@@ -128,6 +125,11 @@ class Engine:
             self.attachment.detach()
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def window(self) -> int:
         """Tokens the model was trained on: the most that attention looks at at once."""
         return self.attachment.window
@@ -188,9 +190,9 @@ class Engine:
         if mode == "joint" and isinstance(selector, Consensus):
             # Consensus is a rule for questions; a streaming prefill asks none.
             selector = ReAttention.for_window(self.window)
-        with self.busy(), _reporting(progress, sum(len(d.ids) for d in read)) as report:
+        with self.busy(), reporting(progress, sum(len(d.ids) for d in read)) as report:
             ingest = self._start_ingest([d.ids for d in read], selector, report, cancelled)
-            pages = _within_memory(ingest.independent if mode == "independent" else ingest.joint)
+            pages = within_memory(ingest.independent if mode == "independent" else ingest.joint)
         starts = ingest.layout.starts
         placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, starts, strict=True)]
         if name is not None:
@@ -208,22 +210,35 @@ class Engine:
         saved = self.store.load(name, self.identity, self.attachment.model.device)
         return Corpus(self, name, saved.pages, saved.documents, saved.manifest["mode"])
 
-    def generate(self, prompt: str | Sequence[Mapping[str, str]], **generation: Any) -> Answer:
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        strategy: str | Selector | None = None,
+        **generation: Any,
+    ) -> Answer:
         """Continue a text, or answer chat messages, of any length.
 
         Beyond the model's window the prompt is read in chunks by the engine's strategy (`reattention` for `consensus`).
 
         Args:
             prompt: a text to continue, or messages {"role": …, "content": …} for the model's chat template.
+            strategy: the rule for a prompt beyond the window, by name or instance; the engine's when left out.
             generation: fields of `Generation`.
 
         Raises:
             EmptyPromptError: there is nothing to continue.
             InvalidConfigError: a setting is unknown or not allowed.
         """
-        return finish(self.stream(prompt, **generation))
+        return finish(self.stream(prompt, strategy=strategy, **generation))
 
-    def stream(self, prompt: str | Sequence[Mapping[str, str]], **generation: Any) -> AnswerStream:
+    def stream(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        strategy: str | Selector | None = None,
+        **generation: Any,
+    ) -> AnswerStream:
         """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
         settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
         if isinstance(prompt, str):
@@ -232,7 +247,7 @@ class Engine:
             ids = render_chat(self.tokenizer, self.tokens, prompt)
         if not ids:
             raise EmptyPromptError("the prompt is empty: give a text or at least one message")
-        request = Request(self, Prompt(ids, slice(0, 0), []), settings, self.selector(None))
+        request = Request(self, Prompt(ids, slice(0, 0), []), settings, self.selector(strategy))
         return request.stream()
 
     def selector(self, strategy: str | Selector | None) -> Selector:
@@ -299,36 +314,3 @@ class Engine:
             report,
             cancelled,
         )
-
-
-def _within_memory(run: Callable[[], Any]) -> Any:
-    """Turn an allocation that failed in spite of the plan into the library's own error."""
-    try:
-        return run()
-    except torch.OutOfMemoryError as error:
-        raise CapacityError(
-            f"memory ran out while reading ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
-        ) from error
-
-
-@contextmanager
-def _reporting(progress: bool | Progress, total: int) -> Iterator[Callable[[int], None]]:
-    """A function that takes newly read tokens and shows progress as the caller wishes."""
-    if callable(progress):
-        done = 0
-
-        def report(new: int) -> None:
-            nonlocal done
-            done += new
-            progress(done, total)
-
-        yield report
-        return
-    # disable=None: a bar on a terminal only.
-    off = None if progress else True
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=off) as bar:
-
-        def show(new: int) -> None:
-            bar.update(new)
-
-        yield show

@@ -1,6 +1,8 @@
 """Works out the memory that an ingest needs before the first token is read; knows no documents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -8,6 +10,8 @@ import torch
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError
 from reattention_core.models.attach import Attachment
+
+Result = TypeVar("Result")
 
 RESERVE = 0.05
 """Share of the free memory that is left alone, for what the estimate below does not know of."""
@@ -77,3 +81,13 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(psutil.virtual_memory().available)
+
+
+def within_memory(run: Callable[[], Result]) -> Result:
+    """Turn an allocation that failed in spite of the plan into the library's own error."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"memory ran out while reading ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
+        ) from error

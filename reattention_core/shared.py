@@ -3,15 +3,13 @@
 import threading
 import weakref
 from functools import lru_cache
-from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from reattention_core.config import Config
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
-from reattention_core.errors import UnsupportedModelError
-from reattention_core.models.loading import BUNDLED, bundled_folder
+from reattention_core.models.loading import BUNDLED, load_tokenizer
 
 
 class _Slot:
@@ -48,7 +46,7 @@ def shared_engine(
     with _lock:
         slot = _slots.setdefault((model, device, dtype, strategy), _Slot())
     with slot.lock:
-        if slot.engine is None or slot.engine._closed:
+        if slot.engine is None or slot.engine.closed:
             slot.engine = Engine.from_pretrained(model, device=device, dtype=dtype, strategy=strategy)
         return slot.engine
 
@@ -74,13 +72,4 @@ def shared_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedModelError: it cannot be loaded.
     """
-    name, source = str(bundled_folder()) if model == BUNDLED else model, {}
-    if name.endswith(".gguf"):
-        name, source = str(Path(name).parent), {"gguf_file": Path(name).name}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"the tokenizer of {model!r} could not be loaded: {type(error).__name__}: {error}"
-        ) from error
-    return tokenizer
+    return load_tokenizer(model)

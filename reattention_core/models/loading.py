@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -39,51 +42,62 @@ def load(
         UnsupportedModelError: it cannot be loaded safely (code in the repository, pickled weights) or at all.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind: Any = dtype
-    if dtype == "auto" and place.type == "cpu":
-        kind = torch.float32
-    name = str(model)
-    if name == BUNDLED:
-        name = str(bundled_folder())
-    elif name.endswith(".gguf"):
-        path = Path(name)
-        return _load(str(path.parent), place, kind, gguf_file=path.name)
-    return _load(name, place, kind)
-
-
-def _load(
-    name: str, device: torch.device, dtype: Any, **source: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
+    kind: Any = torch.float32 if dtype == "auto" and place.type == "cpu" else dtype
+    name, source = _location(model)
+    with _refusing(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source)
         if getattr(config, "auto_map", None):
             raise UnsupportedModelError(
                 f"{name}: its config asks to run code from the repository (auto_map), which is refused; use a model that "
                 "transformers itself implements"
             )
-        if source:
-            from transformers import GgufConfig
-
-            source["quantization_config"] = GgufConfig(dequantize=True)
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=False, **{k: v for k, v in source.items() if k == "gguf_file"}
-        )
         # The repository's config may name an attention implementation, which would win over a keyword: a clean one is set
         # here, and attaching checks what is active in the end.
         config._attn_implementation = "sdpa"
+        if source:
+            # Without this the weights stay packed, and attaching to them would be slow.
+            source = {**source, "quantization_config": GgufConfig(dequantize=True)}
         loaded = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **source
+            name, config=config, dtype=kind, use_safetensors=True, trust_remote_code=False, **source
         )
-    except UnsupportedModelError:
-        raise
+    loaded.to(place)  # type: ignore[arg-type]
+    return loaded.eval(), load_tokenizer(model)
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone, which is quick.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded.
+    """
+    name, source = _location(model)
+    with _refusing(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
+    return tokenizer
+
+
+def _location(model: str | Path) -> tuple[str, dict[str, Any]]:
+    """Name or folder for transformers, and the GGUF file in it if it is one."""
+    if str(model) == BUNDLED:
+        return str(bundled_folder()), {}
+    if str(model).endswith(".gguf"):
+        return str(Path(model).parent), {"gguf_file": Path(model).name}
+    return str(model), {}
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever transformers says when it cannot load something, as our own error with the cause."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, UnsupportedModelError):
+            raise
         raise UnsupportedModelError(f"{name!r} could not be loaded: {type(error).__name__}: {error}") from error
-    loaded.to(device)  # type: ignore[arg-type]
-    return loaded.eval(), tokenizer
 
 
 def bundled_folder() -> Path:
-    """A folder with the bundled model as safetensors; converts the package's GGUF file on first use (about 15 s).
+    """A folder with the bundled model as safetensors; converts the package's GGUF file on first use (15 to 30 s).
 
     Raises:
         UnsupportedModelError: the package is not installed.
@@ -92,7 +106,7 @@ def bundled_folder() -> Path:
     if (folder / "config.json").exists():
         return folder
     gguf = _bundled_gguf()
-    model, tokenizer = _load(str(gguf.parent), torch.device("cpu"), torch.float32, gguf_file=gguf.name)
+    model, tokenizer = load(gguf, "cpu", torch.float32)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         stage = Path(scratch) / "stage"

@@ -1,0 +1,72 @@
+"""The tree keeps clear of two traps: a package named `kernels`, and namespace packages with an `__init__`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "folder", ["kernels", "integrations", "integrations/llama_index", "integrations/llama_index/llms", "cookbooks"]
+)
+def test_source_roots_are_no_packages(folder: str) -> None:
+    assert (ROOT / folder).is_dir()
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_no_test_folder_is_named_kernels() -> None:
+    assert not [path for path in (ROOT / "tests").rglob("kernels") if path.is_dir()]
+
+
+def run(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_transformers_imports_from_the_root_beside_a_package_called_kernels(tmp_path: Path) -> None:
+    """Hugging Face's own `kernels` must win over our folder of that name when the working directory is the root."""
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("class CUDAProperties: ...\n")
+    found = run(f"import sys; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.__file__)", ROOT)
+    assert found.strip() == str(package / "__init__.py")
+
+
+def test_llama_can_be_imported_from_the_root() -> None:
+    assert "LlamaForCausalLM" in run("from transformers import LlamaForCausalLM; print(LlamaForCausalLM)", ROOT)
+
+
+def test_importing_the_core_is_light() -> None:
+    """Neither triton nor a framework, and without a name being used not even torch."""
+    code = """
+import sys, reattention_core
+assert "torch" not in sys.modules, "torch"
+reattention_core.Engine
+loaded = {name.split(".")[0] for name in sys.modules}
+print(sorted(loaded & {"triton", "llama_index", "langchain_core", "pypdf", "bs4", "typer"}))
+"""
+    assert run(code, ROOT).strip() == "[]"
+
+
+def test_public_names_are_all_there() -> None:
+    import reattention_core
+    import reattention_kernels
+
+    for module in (reattention_core, reattention_kernels):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, name
+    assert "Engine" in reattention_core.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Engin'"):
+        _ = reattention_core.Engin
+
+
+def test_every_file_says_what_it_is() -> None:
+    for root in ("reattention_core", "kernels", "integrations", "benchmarks", "cookbooks"):
+        for path in (ROOT / root).rglob("*.py"):
+            text = path.read_text()
+            assert text.startswith(('"""', 'r"""')), path
+            assert text.count("\n") <= 350, f"{path} is too long to read in one go: split it by idea"
