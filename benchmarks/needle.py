@@ -104,10 +104,8 @@ def write(rows: list[tuple[str, int, int, str, str, float]], model: str, file: s
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / file).open("w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(
-            ["method", "tokens", "draw", "number", "answer", "right", "seconds"]
-            + ["model", "device", "torch", "transformers", "commit"]
-        )
+        case = ("method", "tokens", "draw", "number", "answer", "right", "seconds")
+        writer.writerow([*case, "model", "device", "torch", "transformers", "commit"])
         table = defaultdict(list)
         for method, tokens, draw, number, answer, seconds in rows:
             right = number in answer

@@ -106,7 +106,7 @@ class Corpus:
         settings = checked(Generation, {**defaults, **generation})
         prompt = build_prompt(engine.tokens, engine.config, question, history)
         tail = len(prompt.ids) + settings.max_new_tokens
-        if tail > engine.window - PAGE:
+        if tail > engine.window - 2 * PAGE:  # the sink and at least one page must fit beside it
             raise ContextTooLongError(
                 f"question and history have {len(prompt.ids)} tokens and the answer may have {settings.max_new_tokens}, more "
                 f"than the model's window of {engine.window}: ask a shorter question or lower max_new_tokens",

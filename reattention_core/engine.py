@@ -56,6 +56,9 @@ class Engine:
         config: settings.
         store: folder of saved corpora; `corpora` in the cache folder when left out.
 
+    Attributes:
+        name: the model's, as it was asked for.
+
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
     """
@@ -68,6 +71,7 @@ class Engine:
         store: str | Path | None = None,
     ) -> None:
         self.config, self.tokenizer = config or Config(), tokenizer
+        self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self.attachment = Attachment(model)
         self.store = Store(Path(store) if store is not None else home() / "corpora")
@@ -105,7 +109,9 @@ class Engine:
             InvalidConfigError: a setting is unknown or not allowed.
         """
         settings = checked(Config, config)
-        return cls(*load(model, device, dtype), settings, store)
+        engine = cls(*load(model, device, dtype), settings, store)
+        engine.name = str(model)
+        return engine
 
     def __enter__(self) -> "Engine":
         return self
@@ -196,7 +202,8 @@ class Engine:
         starts = ingest.layout.starts
         placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, starts, strict=True)]
         if name is not None:
-            self.store.save(name, pages, placed, {"fingerprint": self.identity, "mode": mode})
+            about = {"model": self.name, "mode": mode, "fingerprint": self.identity}
+            self.store.save(name, pages, placed, about)
         return Corpus(self, name, pages, placed, mode, skipped)
 
     def open(self, name: str) -> Corpus:

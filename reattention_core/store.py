@@ -72,11 +72,13 @@ class Store:
         Raises:
             InvalidRequestError: not a name.
             CorpusExistsError: taken, and `replace` is not set.
+            StorageFullError: the folder of corpora cannot be made.
         """
         if self._folder(name).exists() and not replace:
             raise CorpusExistsError(
                 f"there is a corpus {name!r} already: open it, choose another name, or pass replace=True (--replace)"
             )
+        self._make_root()
 
     def save(self, name: str, pages: Pages, documents: Sequence[ReadDocument], about: dict[str, Any]) -> None:
         """Publish a corpus under a name; a corpus of that name is replaced once the new one is complete.
@@ -85,7 +87,7 @@ class Store:
             StorageFullError: the disk cannot take it; nothing is left behind.
         """
         folder = self._folder(name)
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_root()
         free = shutil.disk_usage(self._root).free
         if pages.nbytes > free:
             raise StorageFullError(
@@ -107,6 +109,14 @@ class Store:
             raise StorageFullError(f"corpus {name!r} could not be written: {error}") from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _make_root(self) -> None:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageFullError(
+                f"the folder of corpora cannot be made: {error}; choose another (--store)"
+            ) from error
 
     def _write(self, stage: Path, pages: Pages, documents: Sequence[ReadDocument], about: dict[str, Any]) -> None:
         spans = [span for document in documents for span in document.spans]

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reattention_core.errors import UnsupportedModelError
+from reattention_core.errors import InvalidConfigError, UnsupportedModelError
 from reattention_core.home import home
 
 BUNDLED = "smollm2-135m-instruct"
@@ -39,9 +39,10 @@ def load(
         dtype: of the weights; `auto` is float32 on a CPU and the checkpoint's own type elsewhere.
 
     Raises:
+        InvalidConfigError: the device is not there.
         UnsupportedModelError: it cannot be loaded safely (code in the repository, pickled weights) or at all.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     kind: Any = torch.float32 if dtype == "auto" and place.type == "cpu" else dtype
     name, source = _location(model)
     with _refusing(name):
@@ -74,6 +75,16 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     with _refusing(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
     return tokenizer
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    """The device that was named, if this machine has it."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidConfigError(f"device {str(device)!r} cannot be used here: {error}") from error
+    return place
 
 
 def _location(model: str | Path) -> tuple[str, dict[str, Any]]:
