@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle support clean
+.PHONY: demo test lint slow needle wheel support clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -23,6 +23,12 @@ lint: $(VENV)/ready  ## formatting, lint rules and types
 
 needle: $(VENV)/ready  ## a number needle in 16,000 tokens of essays, three strategies and full attention side by side
 	$(RUN) benchmarks/needle.py
+
+wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the repository
+	rm -rf dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	outside=$$(mktemp -d) && $(PIP) install --no-deps --target $$outside dist/*.whl && cd $$outside && \
+		PYTHONPATH=$$outside $(CURDIR)/$(RUN) $(CURDIR)/tests/wheel_smoke.py $$outside
 
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table

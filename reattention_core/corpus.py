@@ -51,7 +51,7 @@ class Corpus:
     ) -> None:
         self._engine, self.name, self.pages, self.mode = engine, name, pages, mode
         self.documents, self.skipped = tuple(documents), tuple(skipped)
-        self.memo: dict[str, torch.Tensor] = {}
+        self.memo: dict[str, list[torch.Tensor]] = {}
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self.documents)} documents, {self.n_tokens:,} tokens)"
@@ -121,7 +121,7 @@ class Corpus:
         attachment, sink = self._engine.attachment, self.pages.before(1)
 
         def run(ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
-            reader = Recording(SinkAndLocal(sink.addresses, attachment.window - PAGE))
+            reader = Recording(SinkAndLocal(sink.addresses, 0))
             cache = ContextCache(len(attachment.shapes), reader, attachment.window, sink)
             prompt = torch.tensor([list(ids)], device=attachment.model.device)
             prefill(attachment.model, cache, prompt, attachment.window, cancelled)

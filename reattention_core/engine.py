@@ -196,9 +196,19 @@ class Engine:
         if mode == "joint" and isinstance(selector, Consensus):
             # Consensus is a rule for questions; a streaming prefill asks none.
             selector = ReAttention.for_window(self.window)
-        with self.busy(), reporting(progress, sum(len(d.ids) for d in read)) as report:
-            ingest = self._start_ingest([d.ids for d in read], selector, report, cancelled)
-            pages = within_memory(ingest.independent if mode == "independent" else ingest.joint)
+        with self.busy(cancelled), reporting(progress, sum(len(d.ids) for d in read)) as report, within_memory():
+            ingest = Ingest(
+                self.attachment,
+                self._sink,
+                [d.ids for d in read],
+                selector,
+                self._cache_dtype,
+                self.config.reach,
+                self.config.ingest_tokens,
+                report,
+                cancelled,
+            )
+            pages = ingest.independent() if mode == "independent" else ingest.joint()
         starts = ingest.layout.starts
         placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, starts, strict=True)]
         if name is not None:
@@ -302,22 +312,3 @@ class Engine:
         """The begin token, where the tokenizer puts one before every text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a").input_ids[:1] == [bos] else []
-
-    def _start_ingest(
-        self,
-        documents: list[list[int]],
-        selector: Selector,
-        report: Callable[[int], None],
-        cancelled: Cancelled,
-    ) -> Ingest:
-        return Ingest(
-            self.attachment,
-            self._sink,
-            documents,
-            selector,
-            self._cache_dtype,
-            self.config.reach,
-            self.config.ingest_tokens,
-            report,
-            cancelled,
-        )

@@ -52,6 +52,11 @@ class TextStream(BaseStreamer, StoppingCriteria):
         """Tokens drawn so far, one that ends the text included."""
         return len(self._ids)
 
+    @property
+    def last(self) -> int:
+        """The token drawn last."""
+        return self._ids[-1]
+
     def put(self, value: torch.Tensor) -> None:
         """Take what `generate` hands out: the prompt first, then every new token."""
         if not self._prompt_seen:
@@ -62,8 +67,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
-            text = text[: min(found)]
-            self._send(text.rstrip() if self._trim else text)
+            self._send(text[: min(found)])
             return
         if text.endswith("\ufffd"):
             return
@@ -72,8 +76,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
     def end(self) -> None:
         """Send what was held back, now that nothing can follow."""
         if not self.stopped:
-            text = self._text()
-            self._send(text.rstrip() if self._trim else text)
+            self._send(self._text())
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Whether `generate` must stop, for each row."""
@@ -85,8 +88,8 @@ class TextStream(BaseStreamer, StoppingCriteria):
         return str(text).lstrip() if self._trim else str(text)
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end that may be the beginning of a stop string, or white space to trim."""
-        longest = len(text) - len(text.rstrip()) if self._trim else 0
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = 0
         for stop in self._stop:
             for n in range(min(len(stop) - 1, len(text)), longest, -1):
                 if text.endswith(stop[:n]):
@@ -95,6 +98,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
         return longest
 
     def _send(self, text: str) -> None:
+        text = text.rstrip() if self._trim else text
         if len(text) > self._sent:
             self._emit(text[self._sent :])
             self._sent = len(text)
@@ -151,6 +155,7 @@ def generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             past_key_values=cache,
+            use_cache=True,  # the checkpoint's config may turn it off
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             streamer=stream,
@@ -159,8 +164,14 @@ def generate(
         )
     if cancelled() and not stream.stopped:
         raise CancelledError("cancelled while an answer was being written")
-    ended = stream.stopped or stream.n_tokens < settings.max_new_tokens
+    ended = stream.stopped or stream.n_tokens < settings.max_new_tokens or stream.last in _end_tokens(model)
     return stream.n_tokens, "stop" if ended else "length"
+
+
+def _end_tokens(model: PreTrainedModel) -> list[int | None]:
+    """The tokens at which the model itself ends a text."""
+    end = model.generation_config.eos_token_id
+    return list(end) if isinstance(end, (list, tuple)) else [end]
 
 
 class Worker:

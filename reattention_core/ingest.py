@@ -52,7 +52,7 @@ class Ingest:
         documents: token ids of every document.
         selector: reads earlier documents in `joint`, and may ask for summaries of chunks in both.
         dtype: of the pages.
-        reach: newest tokens of its own document that a chunk sees in `independent`, the chunk (half of it) included.
+        reach: tokens of its own document that a chunk sees in `independent`, half of them the chunk.
         batch_tokens: tokens in one forward pass of short documents.
         read: called with the number of documents' tokens read, after every forward pass.
         cancelled: asked before every forward pass.
@@ -116,10 +116,11 @@ class Ingest:
 
     def _read_alone(self, numbers: list[int], sink: Pages) -> None:
         """Read a batch of documents that do not see each other."""
-        reader = SinkAndLocal(sink.addresses, self._reach)
+        chunk = max(self._reach // 2, 1)
+        reader = SinkAndLocal(sink.addresses, self._reach - chunk)
         rows = [list(self._documents[number]) for number in numbers]
         starts = [self.layout.starts[number] for number in numbers]
-        self._run(rows, starts, reader, sink, max(self._reach // 2, 1))
+        self._run(rows, starts, reader, sink, chunk)
 
     def _run(self, rows: list[list[int]], starts: list[int], reader: Reader, below: Pages | None, chunk: int) -> None:
         """Read documents as rows of one batch, and write what they left in the cache to their pages."""

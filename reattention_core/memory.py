@@ -1,8 +1,8 @@
 """Works out the memory that an ingest needs before the first token is read; knows no documents."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import psutil
 import torch
@@ -10,8 +10,6 @@ import torch
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError
 from reattention_core.models.attach import Attachment
-
-Result = TypeVar("Result")
 
 RESERVE = 0.05
 """Share of the free memory that is left alone, for what the estimate below does not know of."""
@@ -83,11 +81,19 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def within_memory(run: Callable[[], Result]) -> Result:
-    """Turn an allocation that failed in spite of the plan into the library's own error."""
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Turns an allocation that failed in spite of the plan into the library's own error.
+
+    Raises:
+        CapacityError: memory ran out.
+    """
     try:
-        return run()
-    except torch.OutOfMemoryError as error:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise CapacityError(
             f"memory ran out while reading ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
         ) from error

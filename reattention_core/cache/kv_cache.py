@@ -90,8 +90,9 @@ class ContextLayer(CacheLayerMixin):
         if self.pages is not None:
             inside = (addresses < self.n_slots)[..., None]
             below = addresses.clamp(0, self.n_slots - 1)
-            key = torch.where(inside, self.pages.keys[self.index].flatten(1, 2)[group, below].to(key), key)
-            value = torch.where(inside, self.pages.values[self.index].flatten(1, 2)[group, below].to(value), value)
+            page_key, page_value = self.pages.gather_per_head(self.index, group, below)
+            key = torch.where(inside, page_key.to(key), key)
+            value = torch.where(inside, page_value.to(value), value)
         return key, value
 
     def window(self, selection: "Selection", rotation: "Rotation") -> tuple[torch.Tensor, torch.Tensor]:

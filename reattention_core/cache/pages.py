@@ -156,3 +156,19 @@ class Pages:
         """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""
         key, value = self.keys[layer].flatten(1, 2), self.values[layer].flatten(1, 2)
         return key[:, addresses], value[:, addresses]
+
+    def gather_per_head(
+        self, layer: int, group: torch.Tensor, addresses: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at addresses of their own for every head.
+
+        Args:
+            layer: which layer's pages.
+            group: [H, 1, 1] int64, the key-value head that each query head reads.
+            addresses: [H, Q, n] int64.
+
+        Returns:
+            [H, Q, n, D] each, in the pages' type.
+        """
+        key, value = self.keys[layer].flatten(1, 2), self.values[layer].flatten(1, 2)
+        return key[group, addresses], value[group, addresses]

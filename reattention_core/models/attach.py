@@ -148,7 +148,7 @@ class Attachment:
             self._sites.append(site)
             self._hooks += [
                 module.register_forward_pre_hook(_remember_cache, with_kwargs=True),
-                module.register_forward_hook(_forget_cache),
+                module.register_forward_hook(_forget_cache, always_call=True),
             ]
         for stand_in in self._stand_ins:
             stand_in.active = True

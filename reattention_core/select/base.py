@@ -54,7 +54,7 @@ class Question:
     asking: slice
     empty: Sequence[int]
     probe: Probe
-    memo: dict[str, torch.Tensor]
+    memo: dict[str, list[torch.Tensor]]
 
 
 @dataclass

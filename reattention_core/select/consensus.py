@@ -63,8 +63,8 @@ class Consensus(Selector):
     def evidence(self, pages: Pages, question: Question, scaling: Sequence[float]) -> torch.Tensor:
         """How much a question asks for every page of the corpus, [P] float32; the sink's page gets none."""
         if "empty" not in question.memo:
-            nothing = question.probe(question.empty, slice(0, len(question.empty)))
-            question.memo["empty"] = torch.stack([*_mass(pages, nothing, scaling)])
+            unasked = question.probe(question.empty, slice(0, len(question.empty)))
+            question.memo["empty"] = [*_mass(pages, unasked, scaling)]
         asked = question.probe(question.ids, question.asking)
         total = torch.zeros(pages.n_pages, device=pages.filled.device)
         for mass, nothing in zip(_mass(pages, asked, scaling), question.memo["empty"], strict=True):
@@ -80,10 +80,10 @@ class Consensus(Selector):
             room: pages that fit the window.
 
         Returns:
-            Page numbers [n] int64, rising, n <= room.
+            Page numbers [n] int64, rising, n <= room; none where no page has any evidence.
         """
         best = gain.sort(dim=-1, descending=True, stable=True)
-        strong = int((best.values >= self.share * best.values[0]).sum())
+        strong = int(((best.values > 0) & (best.values >= self.share * best.values[0])).sum())
         chosen: list[int] = []
         for page in best.indices[: min(strong, self.max_pages)].tolist():
             first = int(pages.first[page])

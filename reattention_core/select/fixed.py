@@ -25,16 +25,16 @@ class SinkAndLocal(Reader):
 
     Args:
         sink: [n] int64, addresses that every token sees, positioned before the document.
-        local: newest tokens that are seen, the chunk being run included.
+        before: tokens before the chunk being run that it sees besides.
     """
 
-    def __init__(self, sink: torch.Tensor, local: int) -> None:
-        self._sink, self._local = sink, local
+    def __init__(self, sink: torch.Tensor, before: int) -> None:
+        self._sink, self._before = sink, before
         self._selection = Selection(sink)
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         """The sink, then the tail's newest tokens."""
-        tail_from = max(0, layer.n_tail - self._local)
+        tail_from = max(0, layer.n_tail - query.shape[2] - self._before)
         if tail_from != self._selection.tail_from:
             self._selection = Selection(self._sink, tail_from)
         return self._selection

@@ -57,6 +57,10 @@ class LongHeads(Selector):
             return cls()
         chunk = max(PAGE, window // 16 // PAGE * PAGE)
         length = window // chunk * chunk
+        if length < 4 * chunk:
+            raise InvalidConfigError(
+                f"longheads needs a window of at least {4 * PAGE} tokens, the model's has {window}"
+            )
         return cls(chunk_size=chunk, attention_length=length, begin_selective_length=length)
 
     @property
@@ -72,7 +76,15 @@ class LongHeads(Selector):
         rotate: Rotate,
         scaling: float,
     ) -> torch.Tensor:
-        """Representations of a document's chunks; see `Selector.summarise`."""
+        """Representations of a document's chunks; see `Selector.summarise`.
+
+        Raises:
+            InvalidRequestError: the model's values are not as wide as its keys, so a mean of values cannot be compared.
+        """
+        if value.shape[2] != key.shape[2]:
+            raise InvalidRequestError(
+                f"longheads needs values as wide as keys, this model has {value.shape[2]} and {key.shape[2]}: use another strategy"
+            )
         chunks = range(0, query.shape[1], self.chunk_size)
         parts = [slice(start, start + self.chunk_size) for start in chunks]
         return torch.stack([represent(query[:, p], key[:, p], value[:, p], rotate, scaling) for p in parts], 1)

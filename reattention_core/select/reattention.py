@@ -47,11 +47,14 @@ class ReAttention(Selector):
         if window >= cls().widest:
             return cls()
         local = window // 2
+        middle = local * 3 // 4
+        span = 32 if middle >= 32 else max(1, local // 2)
         return cls(
             global_size=min(32, window // 8),
+            span=span,
             local_size=local,
             chunk_size=max(1, local // 8),
-            recall_clip=max(1, local * 3 // 4 // 32),
+            recall_clip=max(1, middle // span),
         )
 
     @property

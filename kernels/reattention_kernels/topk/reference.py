@@ -31,9 +31,12 @@ def select_topk(
     best = query.new_empty((groups, grouped.shape[1], 0), dtype=torch.float32)
     where = torch.empty_like(best, dtype=torch.int64)
     for start in range(0, n, BLOCK):
-        scores = grouped @ key[:, start : start + BLOCK].float().transpose(1, 2)
+        block = slice(start, start + BLOCK)
+        if k == 0 or (allowed is not None and not allowed[block].any()):
+            continue
+        scores = grouped @ key[:, block].float().transpose(1, 2)
         if allowed is not None:
-            scores.masked_fill_(~allowed[start : start + BLOCK], float("-inf"))
+            scores.masked_fill_(~allowed[block], float("-inf"))
         top, index = _topk_lowest_index(scores, min(k, scores.shape[-1]))
         # Earlier blocks stand first and hold the lower indices, so a stable sort keeps the tie rule.
         merged, order = torch.cat([best, top], -1).sort(dim=-1, descending=True, stable=True)
