@@ -67,7 +67,7 @@ def main(
         raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
     if tokens < 1000:
         raise typer.BadParameter("a haystack has at least 1,000 tokens")
-    essays = text.read_text()
+    essays, version = text.read_text(), commit()
     engine = Engine.from_pretrained(model, question_form=FORM, stop=("\n",))
     per_token = len(essays) / len(engine.tokens.encode(essays).ids)
     strategies = ["consensus", "reattention"]
@@ -91,16 +91,20 @@ def main(
             found, length = full_attention(engine, body)
             rows.append(("full attention", length, draw, number, found, time.perf_counter() - began))
             bar.update()
-    write(rows, name, f"needle_{tokens}.csv")
+    write(rows, name, version, f"needle_{tokens}.csv")
 
 
-def write(rows: list[tuple[str, int, int, str, str, float]], model: str, file: str) -> None:
+def commit() -> str:
+    """The commit that is measured, asked for before the measuring begins."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+def write(rows: list[tuple[str, int, int, str, str, float]], model: str, version: str, file: str) -> None:
     """Write the rows as CSV, and print right answers and seconds by method."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
-    ).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    stamp = (model, device, torch.__version__, transformers.__version__, commit)
+    stamp = (model, device, torch.__version__, transformers.__version__, version)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / file).open("w", newline="") as out:
         writer = csv.writer(out)
