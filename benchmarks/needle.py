@@ -61,13 +61,14 @@ def main(
     full_draws: Annotated[int, typer.Option(help="Of these, how many full attention answers too.")] = 3,
     text: Annotated[Path, typer.Option(help="A long text; the usual one is Paul Graham's essays.")] = ESSAYS,
     model: Annotated[str, typer.Option(help="Any causal LM.")] = "smollm2-135m-instruct",
+    commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
     """Ask for a number in a long text, by every strategy."""
     if not text.exists():
         raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
     if tokens < 1000:
         raise typer.BadParameter("a haystack has at least 1,000 tokens")
-    essays, version = text.read_text(), commit()
+    essays, version = text.read_text(), commit or measured_commit()
     engine = Engine.from_pretrained(model, question_form=FORM, stop=("\n",))
     per_token = len(essays) / len(engine.tokens.encode(essays).ids)
     strategies = ["consensus", "reattention"]
@@ -83,7 +84,7 @@ def main(
                 answer = corpus.ask(QUESTION, strategy=strategy, max_new_tokens=10)
                 rows.append((strategy, corpus.n_tokens, draw, number, answer.text, time.perf_counter() - began))
                 bar.update()
-        name = engine.attachment.model.name_or_path.rsplit("/", 1)[-1]
+        name = Path(engine.name).name
         engine.attachment.detach()
         for draw in full:
             body, number = haystack(essays, int(tokens * per_token), draw, draws)
@@ -91,20 +92,24 @@ def main(
             found, length = full_attention(engine, body)
             rows.append(("full attention", length, draw, number, found, time.perf_counter() - began))
             bar.update()
-    write(rows, name, version, f"needle_{tokens}.csv")
+    write(rows, name, version, f"needle_{tokens}_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv")
 
 
-def commit() -> str:
+def measured_commit() -> str:
     """The commit that is measured, asked for before the measuring begins."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return done.stdout.strip()
 
 
+def device() -> str:
+    """What the model runs on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def write(rows: list[tuple[str, int, int, str, str, float]], model: str, version: str, file: str) -> None:
     """Write the rows as CSV, and print right answers and seconds by method."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    stamp = (model, device, torch.__version__, transformers.__version__, version)
+    stamp = (model, device(), torch.__version__, transformers.__version__, version)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / file).open("w", newline="") as out:
         writer = csv.writer(out)

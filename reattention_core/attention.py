@@ -92,7 +92,12 @@ def attention(
         return out.transpose(1, 2).contiguous(), None
     layer: ContextLayer = site.cache.layers[module.layer_idx]  # type: ignore[index]
     reader = site.cache.reader
-    selection = reader.select_local(layer, query, width) if width else reader.select(layer, query)
+    if width:
+        # A window as wide as the trained one, and a chunk behind it, would reach beyond.
+        near = max(1, min(width, site.cache.window + 1 - query.shape[2]))
+        selection = reader.select_local(layer, query, near)
+    else:
+        selection = reader.select(layer, query)
     if selection.addresses.dim() == 1:
         keys, values = layer.window(selection, site.rotation)
         _check(keys.shape[2], site.cache)

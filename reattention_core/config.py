@@ -1,9 +1,9 @@
 """Every setting of the engine, checked once when it is made; knows no model and does no work."""
 
 import difflib
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from reattention_core.errors import InvalidConfigError
 
@@ -14,6 +14,20 @@ SINK_TEXT = (
 )
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def _as_tuple(stop: object) -> object:
+    """One string is taken as the only one."""
+    stop = (stop,) if isinstance(stop, str) else stop
+    return tuple(stop) if isinstance(stop, list) else stop
+
+
+Stop = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
+    BeforeValidator(_as_tuple),
+    Field(max_length=16),
+]
+"""Up to 16 strings that end a text."""
 
 
 class Config(BaseModel):
@@ -31,12 +45,12 @@ class Config(BaseModel):
         ingest_tokens: tokens in one forward pass of ingest: more is faster on a GPU and takes more memory.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     strategy: Literal["consensus", "reattention", "longheads"] = "consensus"
     sink: str = Field(default=SINK_TEXT, min_length=1)
     question_form: str = "\nQuestion: {question}\nAnswer:"
-    stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
+    stop: Stop = ("\nQuestion:", "\n\n")
     max_new_tokens: int = Field(default=64, ge=1)
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     reach: int = Field(default=2048, ge=32)
@@ -61,21 +75,13 @@ class Generation(BaseModel):
         seed: makes sampling repeatable.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    stop: tuple[str, ...] = Field(default=(), max_length=16)
-    seed: int | None = Field(default=None, ge=0)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _some_strings(cls, stop: object) -> object:
-        stop = (stop,) if isinstance(stop, str) else stop
-        if isinstance(stop, (list, tuple)) and any(s == "" or len(str(s)) > 1000 for s in stop):
-            raise ValueError("each stop string needs 1 to 1000 characters")
-        return stop
+    stop: Stop = ()
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
 def checked(kind: type[Settings], values: dict[str, Any]) -> Settings:

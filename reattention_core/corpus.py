@@ -105,12 +105,14 @@ class Corpus:
         defaults = {"max_new_tokens": engine.config.max_new_tokens, "stop": engine.config.stop}
         settings = checked(Generation, {**defaults, **generation})
         prompt = build_prompt(engine.tokens, engine.config, question, history)
-        tail = len(prompt.ids) + settings.max_new_tokens
-        if tail > engine.window - 2 * PAGE:  # the sink and at least one page must fit beside it
+        reading = len(prompt.ids) + 2 * PAGE  # the sink and at least one page must fit beside the question
+        needed = reading + settings.max_new_tokens
+        if needed > engine.window:
             raise ContextTooLongError(
-                f"question and history have {len(prompt.ids)} tokens and the answer may have {settings.max_new_tokens}, more "
-                f"than the model's window of {engine.window}: ask a shorter question or lower max_new_tokens",
-                n_tokens=tail,
+                f"question and history take {reading} tokens (with the sink and one page of documents) and the answer may take "
+                f"{settings.max_new_tokens}, more than the model's window of {engine.window}: ask a shorter question or lower "
+                "max_new_tokens",
+                n_tokens=needed,
                 limit=engine.window,
             )
         request = Request(engine, prompt, settings, engine.selector(strategy), self)

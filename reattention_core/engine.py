@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
+from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import PAGE
 from reattention_core.chat_template import render_chat
 from reattention_core.config import Config, Generation, checked
@@ -24,10 +25,11 @@ from reattention_core.errors import (
     EmptyPromptError,
     EngineClosedError,
     InvalidConfigError,
+    InvalidRequestError,
 )
 from reattention_core.home import home
 from reattention_core.ingest import Ingest
-from reattention_core.memory import within_memory
+from reattention_core.memory import plan, within_memory
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
@@ -73,16 +75,15 @@ class Engine:
         self.config, self.tokenizer = config or Config(), tokenizer
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
-        self.attachment = Attachment(model)
-        self.store = Store(Path(store) if store is not None else home() / "corpora")
         self._lock, self._closed = threading.Lock(), False
-        self._sink = self._leading() + self.tokens.encode(self.config.sink).ids
+        self._sink = self._leading() + self.tokens.encode(self.config.sink).ids[:PAGE]
         if len(self._sink) < PAGE:
-            self.close()
             raise InvalidConfigError(
                 f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self._sink)}: use a longer text"
             )
         self._sink = self._sink[:PAGE]
+        self.attachment = Attachment(model)
+        self.store = Store(Path(store) if store is not None else home() / "corpora")
         self._identity: dict[str, str] | None = None
 
     @classmethod
@@ -184,6 +185,7 @@ class Engine:
             CorpusExistsError: the name is taken.
             CancelledError: `cancelled` said so; nothing is saved.
         """
+        self._check_open()
         if name is not None:
             self.store.check_free(name, replace)
         if mode not in ("independent", "joint"):
@@ -196,11 +198,18 @@ class Engine:
         if mode == "joint" and isinstance(selector, Consensus):
             # Consensus is a rule for questions; a streaming prefill asks none.
             selector = ReAttention.for_window(self.window)
-        with self.busy(cancelled), reporting(progress, sum(len(d.ids) for d in read)) as report, within_memory():
+        ids = [d.ids for d in read]
+        with self.busy(cancelled), reporting(progress, sum(map(len, ids))) as report, within_memory():
+            layout = lay_out([len(i) for i in ids])
+            memory = plan(self.attachment, layout, self._cache_dtype, self.config.ingest_tokens)
+            memory.check()
+            if name is not None:
+                self.store.check_room(name, memory.pages)
             ingest = Ingest(
                 self.attachment,
                 self._sink,
-                [d.ids for d in read],
+                ids,
+                layout,
                 selector,
                 self._cache_dtype,
                 self.config.reach,
@@ -209,8 +218,7 @@ class Engine:
                 cancelled,
             )
             pages = ingest.independent() if mode == "independent" else ingest.joint()
-        starts = ingest.layout.starts
-        placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, starts, strict=True)]
+        placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, layout.starts, strict=True)]
         if name is not None:
             about = {"model": self.name, "mode": mode, "fingerprint": self.identity}
             self.store.save(name, pages, placed, about)
@@ -224,8 +232,9 @@ class Engine:
             FingerprintMismatchError: another model read it; the message names the fields that differ.
             CorpusError: its files are damaged, incomplete or too new.
         """
+        self._check_open()
         saved = self.store.load(name, self.identity, self.attachment.model.device)
-        return Corpus(self, name, saved.pages, saved.documents, saved.manifest["mode"])
+        return Corpus(self, name, saved.pages, saved.documents, saved.manifest.mode)
 
     def generate(
         self,
@@ -258,6 +267,8 @@ class Engine:
     ) -> AnswerStream:
         """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
         settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
+        if not isinstance(prompt, (str, list, tuple)):
+            raise InvalidRequestError(f"a prompt is a str or a list of messages, got {type(prompt).__name__}")
         if isinstance(prompt, str):
             ids = self._leading() + self.tokens.encode(prompt).ids if prompt.strip() else []
         else:
@@ -276,7 +287,7 @@ class Engine:
         if isinstance(strategy, Selector):
             return strategy
         name = self.config.strategy if strategy is None else strategy
-        if name not in SELECTORS:
+        if not isinstance(name, str) or name not in SELECTORS:
             close = difflib.get_close_matches(str(name), SELECTORS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InvalidConfigError(
@@ -295,11 +306,14 @@ class Engine:
             if cancelled():
                 raise CancelledError("cancelled while another request had the model")
         try:
-            if self._closed:
-                raise EngineClosedError("this engine was closed: make a new one")
+            self._check_open()
             yield
         finally:
             self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("this engine was closed: make a new one")
 
     @property
     def _cache_dtype(self) -> torch.dtype:

@@ -6,41 +6,16 @@ selector. Either way a document ends on its own last page.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from reattention_core.cache.kv_cache import ContextCache
-from reattention_core.cache.pages import PAGE, Pages, pages_for
-from reattention_core.memory import plan
+from reattention_core.cache.layout import Layout
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.models.attach import Attachment
 from reattention_core.prefill import Cancelled, prefill
 from reattention_core.select.base import Context, Reader, Selector
 from reattention_core.select.fixed import Everything, Recording, SinkAndLocal
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where every document's tokens lie.
-
-    Attributes:
-        starts: each document's first address; the sink lies at 0.
-        lengths: each document's number of tokens.
-        first: [P] int64, first page of the document that each page belongs to.
-    """
-
-    starts: tuple[int, ...]
-    lengths: tuple[int, ...]
-    first: torch.Tensor
-
-
-def lay_out(lengths: Sequence[int]) -> Layout:
-    """One page for the sink, then whole pages for every document."""
-    first, starts = [0], []
-    for length in lengths:
-        starts.append(len(first) * PAGE)
-        first += [len(first)] * pages_for(length)
-    return Layout(tuple(starts), tuple(lengths), torch.tensor(first))
 
 
 class Ingest:
@@ -50,6 +25,7 @@ class Ingest:
         attachment: the attached model.
         sink: 32 token ids that stand before every document.
         documents: token ids of every document.
+        layout: where they will lie.
         selector: reads earlier documents in `joint`, and may ask for summaries of chunks in both.
         dtype: of the pages.
         reach: tokens of its own document that a chunk sees in `independent`, half of them the chunk.
@@ -63,6 +39,7 @@ class Ingest:
         attachment: Attachment,
         sink: Sequence[int],
         documents: Sequence[Sequence[int]],
+        layout: Layout,
         selector: Selector,
         dtype: torch.dtype,
         reach: int,
@@ -75,8 +52,7 @@ class Ingest:
         self._reach = min(reach, attachment.window - PAGE)
         self._read, self._cancelled = read, cancelled
         self._model, self._device = attachment.model, attachment.model.device
-        self.layout = lay_out([len(ids) for ids in documents])
-        plan(attachment, len(self.layout.first), max(map(len, documents)), dtype, batch_tokens).check()
+        self.layout = layout
         self.pages = Pages.allocate(attachment.shapes, self.layout.first, dtype, self._device)
         if selector.summary_size:
             self.pages.reserve_summaries(attachment.query_shapes, selector.summary_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from reattention_core.cache.layout import Layout
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError
 from reattention_core.models.attach import Attachment
@@ -47,13 +48,12 @@ class MemoryPlan:
             )
 
 
-def plan(attachment: Attachment, n_pages: int, longest: int, dtype: torch.dtype, batch_tokens: int) -> MemoryPlan:
+def plan(attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_tokens: int) -> MemoryPlan:
     """The memory plan of an ingest.
 
     Args:
         attachment: the attached model.
-        n_pages: pages of the corpus.
-        longest: tokens of the longest document.
+        layout: where the documents will lie.
         dtype: of the pages.
         batch_tokens: tokens in one forward pass of short documents.
     """
@@ -61,12 +61,12 @@ def plan(attachment: Attachment, n_pages: int, longest: int, dtype: torch.dtype,
     per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
     # A batch's tail exists twice, un-rotated and rotated, and has room to double; a layer's activations are a few times
     # the widest projection.
-    tail = max(batch_tokens, longest) * per_token * model.dtype.itemsize * 4
+    tail = max(batch_tokens, *layout.lengths) * per_token * model.dtype.itemsize * 4
     config = model.config.get_text_config()
     hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
     activations = batch_tokens * hidden * model.dtype.itemsize
     return MemoryPlan(
-        pages=n_pages * PAGE * per_token * dtype.itemsize,
+        pages=len(layout.first) * PAGE * per_token * dtype.itemsize,
         working=tail + activations,
         free=free_bytes(model.device),
         device=str(model.device),

@@ -5,6 +5,7 @@ Raw completion, not a chat template: the bundled model answers "Question: …\\n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reattention_core.config import Config
 from reattention_core.errors import EmptyPromptError, InvalidRequestError
@@ -43,16 +44,25 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
 
     Raises:
         EmptyPromptError: the question is empty or white space.
-        InvalidRequestError: it is not a string.
+        InvalidRequestError: it is not a string, or the history is no list of (question, answer).
     """
     if not isinstance(question, str):
         raise InvalidRequestError(f"a question is a str, got {type(question).__name__}")
     if not question.strip():
         raise EmptyPromptError("the question is empty: ask something, for example 'What does it say about …?'")
     before: list[int] = []
-    for asked, answered in history:
+    for asked, answered in _turns(history):
         turn = config.question_form.replace("{question}", asked.strip()) + " " + answered.strip()
         before += tokenizer.encode(turn).ids
     ids = tokenizer.encode(config.question_form.replace("{question}", question.strip())).ids
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
     return Prompt(before + ids, slice(len(before), len(before) + len(ids)), empty)
+
+
+def _turns(history: Sequence[Turn]) -> Sequence[Turn]:
+    """The history, if it is one."""
+    turns: list[Any] = list(history) if isinstance(history, (list, tuple)) else [history]
+    for turn in turns:
+        if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise InvalidRequestError(f"history is a list of (question, answer) pairs of str, got {turn!r}")
+    return turns

@@ -10,6 +10,9 @@ from reattention_core.cache.pages import PAGE, pages_for
 from reattention_core.documents import Document
 from reattention_core.tokens import NO_SPAN, Span
 
+WORD = 24
+"""Characters that a passage grows at each end to finish a word; some scripts put no space between words."""
+
 
 class Source(BaseModel):
     """A passage that the model read for an answer. Evidence of use, not proof of correctness.
@@ -78,7 +81,7 @@ def passages(documents: Sequence[ReadDocument], pages: Sequence[int], evidence: 
 
 
 def _passage(document: ReadDocument, first: int, stop: int, score: float) -> Source | None:
-    """The text under pages first..stop-1, grown to whole words; None where only title or closing stands."""
+    """The text under pages first..stop-1, grown to whole words; None where only white space, title or closing stands."""
     own = document.start // PAGE
     assert first - own < pages_for(document.n_tokens), "the page lies beyond its document"
     spans = [s for s in document.spans[(first - own) * PAGE : (stop - own) * PAGE] if s != NO_SPAN]
@@ -86,12 +89,13 @@ def _passage(document: ReadDocument, first: int, stop: int, score: float) -> Sou
         return None
     text = document.document.text
     start, end = min(s[0] for s in spans), max(s[1] for s in spans)
-    while start > 0 and not text[start].isspace() and not text[start - 1].isspace():
-        start -= 1
-    while end < len(text) and not text[end - 1].isspace() and not text[end].isspace():
-        end += 1
+    for _ in range(WORD):
+        start -= start > 0 and not text[start].isspace() and not text[start - 1].isspace()
+        end += end < len(text) and not text[end - 1].isspace() and not text[end].isspace()
     start += len(text[start:end]) - len(text[start:end].lstrip())
     end = start + len(text[start:end].rstrip())
+    if start >= end:
+        return None
     return Source(
         document_id=document.document.id,
         title=document.document.title,

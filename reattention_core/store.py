@@ -23,21 +23,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from reattention_core.cache.pages import Pages
+from reattention_core.cache.layout import lay_out
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.documents import Document
 from reattention_core.errors import (
-    CacheVersionError,
     CorpusExistsError,
     CorpusNotFoundError,
     CorruptCacheError,
     FingerprintMismatchError,
     InvalidRequestError,
-    PartialCacheError,
     StorageFullError,
 )
+from reattention_core.manifest import FILE, Manifest, Place, checksum, layer_file, read_manifest
 from reattention_core.sources import ReadDocument
 
-VERSION = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -53,7 +52,7 @@ class SavedCorpus:
 
     pages: Pages
     documents: list[ReadDocument]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 class Store:
@@ -80,35 +79,59 @@ class Store:
             )
         self._make_root()
 
+    def check_room(self, name: str, needed: int) -> None:
+        """Refuse a corpus that the disk cannot take, before it is read.
+
+        Raises:
+            StorageFullError: with both numbers.
+        """
+        self._make_root()
+        free = shutil.disk_usage(self._root).free
+        if needed > free:
+            raise StorageFullError(
+                f"corpus {name!r} needs {needed:,} bytes and {free:,} are free in {self._root}: free some, or set "
+                "REATTENTION_HOME to a larger disk"
+            )
+
     def save(self, name: str, pages: Pages, documents: Sequence[ReadDocument], about: dict[str, Any]) -> None:
         """Publish a corpus under a name; a corpus of that name is replaced once the new one is complete.
+
+        Args:
+            name: of the corpus.
+            pages: its keys and values.
+            documents: its texts.
+            about: the manifest's model, mode and fingerprint.
 
         Raises:
             StorageFullError: the disk cannot take it; nothing is left behind.
         """
         folder = self._folder(name)
-        self._make_root()
-        free = shutil.disk_usage(self._root).free
-        if pages.nbytes > free:
-            raise StorageFullError(
-                f"corpus {name!r} needs {pages.nbytes:,} bytes and {free:,} are free in {self._root}: free some, or set "
-                "REATTENTION_HOME to a larger disk"
-            )
-        stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=self._root))
+        self.check_room(name, pages.nbytes)
+        scratch: list[Path] = []
         try:
-            self._write(stage, pages, documents, about)
+            scratch.append(Path(tempfile.mkdtemp(prefix=".stage-", dir=self._root)))
+            self._write(scratch[0], pages, documents, about)
             if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=".old-", dir=self._root))
-                os.rename(folder, old / name)
-                os.rename(stage, folder)
-                shutil.rmtree(old)
+                scratch.append(Path(tempfile.mkdtemp(prefix=".old-", dir=self._root)))
+                self._exchange(folder, *scratch)
             else:
-                os.rename(stage, folder)
+                os.rename(scratch[0], folder)
             _sync(self._root)
         except (OSError, SafetensorError) as error:
             raise StorageFullError(f"corpus {name!r} could not be written: {error}") from error
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            for left in scratch:
+                shutil.rmtree(left, ignore_errors=True)
+
+    @staticmethod
+    def _exchange(folder: Path, stage: Path, old: Path) -> None:
+        """Put the new corpus where the old one was, or leave the old one there."""
+        os.rename(folder, old / folder.name)
+        try:
+            os.rename(stage, folder)
+        except BaseException:
+            os.rename(old / folder.name, folder)
+            raise
 
     def _make_root(self) -> None:
         try:
@@ -120,34 +143,32 @@ class Store:
 
     def _write(self, stage: Path, pages: Pages, documents: Sequence[ReadDocument], about: dict[str, Any]) -> None:
         spans = [span for document in documents for span in document.spans]
-        save_file(
-            {
-                "filled": pages.filled.cpu(),
-                "first": pages.first.cpu(),
-                "spans": torch.tensor(spans, dtype=torch.int32),
-            },
-            stage / "tokens.safetensors",
-        )
+        tables = {
+            "filled": pages.filled.cpu(),
+            "first": pages.first.cpu(),
+            "spans": torch.tensor(spans, dtype=torch.int32),
+        }
+        save_file(tables, stage / "tokens.safetensors")
         for index, (keys, values) in enumerate(zip(pages.keys, pages.values, strict=True)):
             tensors = {"keys": keys.cpu().contiguous(), "values": values.cpu().contiguous()}
             if pages.summaries:
                 tensors["summaries"] = pages.summaries[index].cpu().contiguous()
-            save_file(tensors, stage / _layer_file(index))
+            save_file(tensors, stage / layer_file(index))
         texts = [document.document.model_dump() for document in documents]
         (stage / "documents.json").write_text(json.dumps(texts))
-        manifest = {
+        files = sorted(stage.iterdir())
+        manifest = Manifest(
             **about,
-            "format": "reattention-corpus",
-            "version": VERSION,
-            "layers": len(pages.keys),
-            "summary_size": pages.summary_size,
-            "documents": [{"start": d.start, "n_tokens": d.n_tokens} for d in documents],
-            "bytes": {file.name: file.stat().st_size for file in sorted(stage.iterdir())},
-        }
-        for file in stage.iterdir():
+            layers=len(pages.keys),
+            summary_size=pages.summary_size,
+            documents=[Place(start=d.start, n_tokens=d.n_tokens) for d in documents],
+            bytes={file.name: file.stat().st_size for file in files},
+            crc32={file.name: checksum(file) for file in files},
+        )
+        for file in files:
             _sync(file)
-        (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _sync(stage / "manifest.json")
+        (stage / FILE).write_text(manifest.model_dump_json(indent=1))
+        _sync(stage / FILE)
         _sync(stage)
 
     def load(self, name: str, fingerprint: dict[str, str], device: torch.device) -> SavedCorpus:
@@ -155,7 +176,7 @@ class Store:
 
         Args:
             name: of the corpus.
-            fingerprint: what the running model is; see `Engine.fingerprint`.
+            fingerprint: what the running model is; see `Engine.identity`.
             device: where the pages are wanted.
 
         Raises:
@@ -163,55 +184,55 @@ class Store:
             FingerprintMismatchError: it was read by another model; `fields` names what differs.
             CacheVersionError: written by a newer version of this library.
             PartialCacheError: a file is missing or has another length.
-            CorruptCacheError: a file cannot be read.
+            CorruptCacheError: a file is damaged.
         """
-        manifest = self.manifest(name)
-        folder = self._folder(name)
-        saved = manifest.get("fingerprint", {})
+        manifest, folder = self.manifest(name), self._folder(name)
+        saved = manifest.fingerprint
         different = [f for f in sorted({*fingerprint, *saved}) if fingerprint.get(f) != saved.get(f)]
         if different:
             shown = "; ".join(f"{f}: saved {saved.get(f)!r}, now {fingerprint.get(f)!r}" for f in different)
             raise FingerprintMismatchError(
-                f"corpus {name!r} was read by another model ({shown}): load that model, or ingest the documents again",
+                f"corpus {name!r} was read by another model ({shown}): load {manifest.model or 'that model'}, or ingest the "
+                "documents again",
                 fields=tuple(different),
             )
-        for file, size in manifest["bytes"].items():
-            path = folder / file
-            found = path.stat().st_size if path.exists() else 0
-            if found != size:
-                raise PartialCacheError(
-                    f"corpus {name!r}: {file} has {found:,} bytes instead of {size:,}; remove the corpus and ingest it again"
-                )
+        manifest.check_files(folder)
         try:
             return self._read(folder, manifest, device)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptCacheError(
                 f"corpus {name!r} cannot be read ({error}); remove it and ingest it again"
             ) from error
 
-    def _read(self, folder: Path, manifest: dict[str, Any], device: torch.device) -> SavedCorpus:
-        place = str(device)
+    def _read(self, folder: Path, manifest: Manifest, device: torch.device) -> SavedCorpus:
+        lengths = [place.n_tokens for place in manifest.documents]
+        layout = lay_out(lengths)
+        if layout.starts != tuple(place.start for place in manifest.documents):
+            raise ValueError("documents do not lie where their lengths put them")
         with safe_open(folder / "tokens.safetensors", framework="pt", device="cpu") as file:
             filled, first = file.get_tensor("filled"), file.get_tensor("first")
             spans = file.get_tensor("spans").tolist()
+        if not torch.equal(first, layout.first) or len(spans) != sum(lengths):
+            raise ValueError("the page table does not fit the documents")
         keys, values, summaries = [], [], []
-        for index in range(manifest["layers"]):
-            with safe_open(folder / _layer_file(index), framework="pt", device=place) as file:
+        for index in range(manifest.layers):
+            with safe_open(folder / layer_file(index), framework="pt", device=str(device)) as file:
                 keys.append(file.get_tensor("keys"))
                 values.append(file.get_tensor("values"))
-                if manifest["summary_size"]:
+                if manifest.summary_size:
                     summaries.append(file.get_tensor("summaries"))
+        if any(t.dim() != 4 or t.shape[1:3] != (len(first), PAGE) for t in (*keys, *values)):
+            raise ValueError("a layer's pages do not fit the page table")
         texts = json.loads((folder / "documents.json").read_text())
         documents, at = [], 0
-        for text, place_of in zip(texts, manifest["documents"], strict=True):
-            own = [(a, b) for a, b in spans[at : at + place_of["n_tokens"]]]
-            documents.append(ReadDocument(Document(**text), own, place_of["start"]))
-            at += place_of["n_tokens"]
-        table = filled.to(device), first.to(device)
-        pages = Pages(keys, values, *table, summaries, manifest["summary_size"])
+        for text, place in zip(texts, manifest.documents, strict=True):
+            own = [(a, b) for a, b in spans[at : at + place.n_tokens]]
+            documents.append(ReadDocument(Document(**text), own, place.start))
+            at += place.n_tokens
+        pages = Pages(keys, values, filled.to(device), first.to(device), summaries, manifest.summary_size)
         return SavedCorpus(pages, documents, manifest)
 
-    def manifest(self, name: str) -> dict[str, Any]:
+    def manifest(self, name: str) -> Manifest:
         """A corpus's manifest.
 
         Raises:
@@ -219,30 +240,17 @@ class Store:
             CorruptCacheError: it is no manifest of ours.
             CacheVersionError: it is a newer version's.
         """
-        path = self._folder(name) / "manifest.json"
-        if not path.exists():
+        folder = self._folder(name)
+        if not (folder / FILE).exists():
             known = ", ".join(self.names()) or "none"
             raise CorpusNotFoundError(f"there is no corpus {name!r} in {self._root} (there are: {known})")
-        try:
-            manifest = json.loads(path.read_text())
-            version = manifest["version"]
-            if manifest["format"] != "reattention-corpus" or not isinstance(version, int):
-                raise ValueError("not a corpus manifest")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptCacheError(
-                f"corpus {name!r}: its manifest cannot be read ({error}); remove it and ingest it again"
-            ) from error
-        if version > VERSION:
-            raise CacheVersionError(
-                f"corpus {name!r} has format version {version}, this library reads up to {VERSION}: update reattention"
-            )
-        return dict(manifest)
+        return read_manifest(folder)
 
     def names(self) -> list[str]:
         """Names of all corpora, sorted."""
         if not self._root.is_dir():
             return []
-        return sorted(p.name for p in self._root.iterdir() if (p / "manifest.json").exists())
+        return sorted(p.name for p in self._root.iterdir() if NAME.fullmatch(p.name) and (p / FILE).exists())
 
     def remove(self, name: str) -> None:
         """Delete a corpus from disk.
@@ -261,10 +269,6 @@ class Store:
                 f"a corpus name has 1 to 64 of a-z, 0-9, '.', '_' and '-' and starts with a letter or digit, got {name!r}"
             )
         return self._root / name
-
-
-def _layer_file(index: int) -> str:
-    return f"layer_{index:03}.safetensors"
 
 
 def _sync(path: Path) -> None:

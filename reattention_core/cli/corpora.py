@@ -124,11 +124,11 @@ def _about(store: "Store", name: str) -> dict[str, Any]:
     manifest = store.manifest(name)
     return {
         "name": name,
-        "documents": len(manifest["documents"]),
-        "tokens": sum(document["n_tokens"] for document in manifest["documents"]),
-        "bytes": sum(manifest["bytes"].values()),
-        "mode": manifest["mode"],
-        "model": manifest["model"],
+        "documents": len(manifest.documents),
+        "tokens": sum(document.n_tokens for document in manifest.documents),
+        "bytes": sum(manifest.bytes.values()),
+        "mode": manifest.mode,
+        "model": manifest.model,
     }
 
 

@@ -53,5 +53,5 @@ def opened(store: Path, name: str, model: str | None, device: str | None, dtype:
     from reattention_core.store import Store
 
     manifest = Store(store).manifest(name)  # a wrong name is told before the seconds that loading a model takes
-    with loaded(store, model or manifest.get("model"), device, dtype) as engine:
+    with loaded(store, model or manifest.model or None, device, dtype) as engine:
         yield engine.open(name)

@@ -45,6 +45,7 @@ class Attachment:
 
     Raises:
         UnsupportedModelError: the model is of a kind that cannot be attached, or its logits would change.
+        InvalidRequestError: it is attached already.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -52,6 +53,10 @@ class Attachment:
         self.model, self.window = model, _trained_window(model)
         self._stock = model.config._attn_implementation
         self._attentions = _attention_modules(model)
+        if any(hasattr(module, "_reattention") for module in self._attentions):
+            raise InvalidRequestError(
+                "this model is attached already: close the engine that holds it, or share that engine"
+            )
         self._stand_ins = [StandIn(m) for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
         self._hooks: list[Any] = []
         self._sites: list[Site] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -58,11 +59,20 @@ def load(
         if source:
             # Without this the weights stay packed, and attaching to them would be slow.
             source = {**source, "quantization_config": GgufConfig(dequantize=True)}
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=kind, use_safetensors=True, trust_remote_code=False, **source
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=kind,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **source,
         )
-    loaded.to(place)  # type: ignore[arg-type]
-    return loaded.eval(), load_tokenizer(model)
+        loaded, report = result
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise UnsupportedModelError(f"{name}: the checkpoint lacks weights ({missing}, …), which would be random")
+    return loaded.to(place).eval(), load_tokenizer(model)
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
@@ -101,7 +111,7 @@ def _refusing(name: str) -> Iterator[None]:
     """Whatever transformers says when it cannot load something, as our own error with the cause."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UnsupportedModelError):
             raise
         raise UnsupportedModelError(f"{name!r} could not be loaded: {type(error).__name__}: {error}") from error

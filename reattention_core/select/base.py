@@ -113,7 +113,7 @@ class Reader(ABC):
 class Selector(BaseModel, ABC):
     """A selection rule and its parameters; every field is checked when it is made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: ClassVar[str]
 

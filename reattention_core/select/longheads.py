@@ -158,6 +158,10 @@ class _Reader(Reader):
         size, index = self._rule.chunk_size, layer.index
         known = self._tail_summaries.setdefault(index, [])
         queries = self._queries.setdefault(index, Growing())
+        before = layer.n_tail - query.shape[1]
+        if queries.n > before:  # the cache was cropped
+            queries.crop(queries.n - before)
+            del known[before // size :]
         queries.append(query[None])
         keys, values = layer.tail_keys.tokens[0], layer.tail_values.tokens[0]
         while (len(known) + 1) * size <= layer.n_tail:

@@ -381,6 +381,19 @@ def test_a_model_whose_config_turns_its_cache_off_answers_all_the_same(
         assert engine.generate("hello", max_new_tokens=8).text == expected
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"num_beams": 2}, {"num_return_sequences": 2}, {"cache_implementation": "static"}, {"stop_strings": ["never"]}],
+    ids=str,
+)
+def test_what_a_checkpoint_asks_of_generation_does_not_keep_it_from_answering(
+    engine: Engine, asked: dict[str, Any]
+) -> None:
+    expected = engine.generate("hello").text
+    engine.attachment.model.generation_config.update(**asked)
+    assert engine.generate("hello").text == expected
+
+
 @pytest.mark.parametrize("window", [96, 128, 256, 512])
 def test_a_prompt_beyond_the_window_is_read_at_positions_inside_it(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, window: int

@@ -62,7 +62,7 @@ def evidence(asked: list[list[list[float]]], empty: list[list[list[float]]]) -> 
 def choice(rule: Consensus, first: list[int], gain: list[float], room: int) -> list[int]:
     """Pages to read: the strongest, each with its neighbours in the document, until there is no room."""
     strongest = sorted(range(1, len(gain)), key=lambda p: (-gain[p], p))
-    strongest = [p for p in strongest if gain[p] >= rule.share * gain[strongest[0]]]
+    strongest = [p for p in strongest if gain[p] > 0 and gain[p] >= rule.share * gain[strongest[0]]]
     read: list[int] = []
     for page in strongest[: rule.max_pages]:
         order = [page]
@@ -255,11 +255,13 @@ def test_a_question_without_any_gain_reads_the_sink_once(share: float) -> None:
     assert 0 not in reader.cited().tolist()
 
 
-def test_a_share_of_nothing_does_not_read_the_sink_twice() -> None:
-    """With share 0 all pages are wanted, also those without evidence; the sink's has none."""
+def test_pages_without_evidence_are_not_read_for_themselves() -> None:
+    """Not even with share 0, by which every page would be strong enough; the sink's page has no evidence ever."""
     pages = corpus_of([64, 32])
     gain = torch.tensor([0.0, 0.4, 0.0, 0.9])
-    assert Consensus(share=0, max_pages=9).choose(pages, gain, 9).tolist() == [1, 2, 3]
+    assert Consensus(share=0, max_pages=9, neighbours=0).choose(pages, gain, 9).tolist() == [1, 3]
+    assert Consensus(share=0, max_pages=9, neighbours=1).choose(pages, gain, 9).tolist() == [1, 2, 3]
+    assert Consensus(share=0, max_pages=9).choose(pages, torch.zeros(4), 9).tolist() == []
 
 
 def test_without_a_corpus_everything_is_read_while_it_fits() -> None:

@@ -1,0 +1,97 @@
+"""A selection rule of a user's own, passed where a strategy is named."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from reattention_core import Corpus, Engine
+from reattention_core.cache.kv_cache import ContextLayer
+from reattention_core.errors import ContextTooLongError, InvalidConfigError
+from reattention_core.select import Context, Reader, Selection, Selector
+
+OLD = "The quick brown fox jumps over the lazy dog. " * 6
+NEW = "A cache keeps the keys and the values of every token the model has read. " * 4
+
+
+class Newest(Selector):
+    """The sink and the last pages of the corpus."""
+
+    name: ClassVar[str] = "newest"
+    n_pages: int = 1
+
+    def reader(self, context: Context) -> Reader:
+        return NewestReader(context, self.n_pages)
+
+
+class NewestReader(Reader):
+    def __init__(self, context: Context, n_pages: int) -> None:
+        assert context.pages is not None
+        last = torch.arange(context.pages.n_pages)[-n_pages:]
+        self.evidence = torch.zeros(context.pages.n_pages)
+        self.evidence[last] = 1.0
+        self._selection = Selection(context.pages.addresses_of(torch.cat([torch.tensor([0]), last])))
+
+    def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
+        return self._selection
+
+
+@pytest.fixture
+def corpus(engine: Engine) -> Corpus:
+    return engine.ingest([OLD, NEW], progress=False)
+
+
+@pytest.mark.parametrize("n_pages", [1, 2])
+def test_it_is_what_attention_looks_at(corpus: Corpus, n_pages: int) -> None:
+    answer = corpus.ask("What keeps the keys?", strategy=Newest(n_pages=n_pages), max_new_tokens=3)
+    chosen = sum(corpus.pages.filled.tolist()[-n_pages:])
+    assert answer.usage.window_tokens == 32 + chosen + answer.usage.prompt_tokens + 2, "the third token is not run"
+    assert answer.usage.cached_tokens == corpus.n_tokens
+
+
+def test_its_evidence_becomes_the_sources(corpus: Corpus) -> None:
+    answer = corpus.ask("What keeps the keys?", strategy=Newest(n_pages=2), max_new_tokens=1)
+    (source,) = answer.sources
+    document = corpus.documents[1].document
+    assert source.document_id == document.id
+    assert source.score == 1.0
+    assert source.quote == document.text[source.start : source.end]
+    assert document.text.rstrip().endswith(source.quote)
+    assert source.start > 0, "not the whole document"
+
+
+def test_what_it_does_not_select_cannot_change_the_answer(engine: Engine) -> None:
+    """The old document's keys and values are overwritten; only a rule that reads them notices."""
+    corpus = engine.ingest([OLD, NEW], progress=False)
+    question = "What keeps the keys?"
+    before = [corpus.ask(question, strategy=s, max_new_tokens=6).text for s in (Newest(), "reattention")]
+    first, stop = (document.start // 32 for document in corpus.documents)
+    for tensor in (*corpus.pages.keys, *corpus.pages.values):
+        tensor[:, first:stop] = torch.randn_like(tensor[:, first:stop])
+    after = [corpus.ask(question, strategy=s, max_new_tokens=6).text for s in (Newest(), "reattention")]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_it_reads_documents_too(engine: Engine) -> None:
+    """In `joint` ingest, where it says what a document sees of the earlier ones."""
+    joint = engine.ingest([OLD, NEW], mode="joint", strategy=Newest(), progress=False)
+    alone = engine.ingest([OLD, NEW], mode="joint", strategy="reattention", progress=False)
+    start = joint.documents[1].start // 32
+    assert torch.equal(joint.pages.keys[0], alone.pages.keys[0]), "the first layer's keys depend on the token alone"
+    assert not torch.allclose(joint.pages.keys[1][:, start:], alone.pages.keys[1][:, start:])
+
+
+def test_its_parameters_are_checked_and_its_name_is_not_a_strategy(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Newest(pages=3)  # type: ignore[call-arg]
+    with pytest.raises(InvalidConfigError, match="or a Selector of yours"):
+        corpus.ask("What?", strategy="newest")
+
+
+def test_a_rule_that_wants_more_than_the_window_is_stopped(engine: Engine) -> None:
+    """Its mistake is an error of this library, not an answer from positions the model never saw."""
+    corpus = engine.ingest([OLD * 8], progress=False)
+    with pytest.raises(ContextTooLongError, match="trained on 512") as error:
+        corpus.ask("What?", strategy=Newest(n_pages=15), max_new_tokens=1)
+    assert error.value.n_tokens > error.value.limit == 512
