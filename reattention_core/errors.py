@@ -117,7 +117,7 @@ class PartialCacheError(CorpusError):
 
 
 class StorageFullError(ReAttentionError):
-    """The disk has no room; the corpus in memory is still usable."""
+    """The disk has no room, or cannot be written; nothing is left half-saved."""
 
 
 class EngineClosedError(ReAttentionError):

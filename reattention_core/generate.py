@@ -139,6 +139,10 @@ def generate(
     whole = (len(ids) - 1) // chunk * chunk
     if whole:
         prefill(model, cache, prompt[:, :whole], chunk, cancelled)
+        prompt = prompt[:, whole:]
+        for layer in cache.layers:
+            # To `generate` the prompt begins here; some models act on how long it is (Phi-3 drops its cache).
+            layer.prefilled = whole
     stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim)
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
@@ -155,7 +159,13 @@ def generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             past_key_values=cache,
-            use_cache=True,  # the checkpoint's config may turn it off
+            # What a checkpoint's own configuration may ask for, and what one answer over our cache cannot be.
+            use_cache=True,
+            num_beams=1,
+            num_return_sequences=1,
+            cache_implementation=None,
+            max_time=None,
+            tokenizer=tokenizer,
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             streamer=stream,

@@ -6,6 +6,7 @@
                   layer_000.safetensors keys and values [G, P, 32, D]; opened lazily, page by page
 
 A save writes a folder `.stage-…` beside it, syncs it and renames it, so a reader meets the old corpus or the new one.
+Only a machine that dies between the two renames of a replacement leaves the name empty, and the old corpus in `.old-…`.
 Nothing is ever unpickled.
 """
 

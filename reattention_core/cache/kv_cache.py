@@ -23,6 +23,9 @@ class ContextLayer(CacheLayerMixin):
     Args:
         index: which layer of the model this is.
         pages: the corpus below the tail, or None.
+
+    Attributes:
+        prefilled: tokens of the tail that stay unknown to transformers.
     """
 
     is_sliding = False
@@ -32,6 +35,7 @@ class ContextLayer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.index, self.pages = index, pages
         self.tail_keys, self.tail_values = Growing(), Growing()
+        self.prefilled = 0
         self._window: _Window | None = None
 
     @property
@@ -111,12 +115,12 @@ class ContextLayer(CacheLayerMixin):
         return self._window.keys.tokens, self._window.values.tokens
 
     def get_seq_length(self) -> int:
-        """Tokens of the tail."""
-        return self.n_tail
+        """Tokens of the tail that `generate` knows of: not those that were read before it began."""
+        return self.n_tail - self.prefilled
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset that a mask would have over the tail; no mask is ever built for this cache."""
-        return self.n_tail + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         """No maximum."""

@@ -58,6 +58,7 @@ class Attachment:
                 "this model is attached already: close the engine that holds it, or share that engine"
             )
         self._stand_ins = [StandIn(m) for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+        self.window = min([self.window, *(s.reach for s in self._stand_ins if s.reach is not None)])
         self._hooks: list[Any] = []
         self._sites: list[Site] = []
         try:

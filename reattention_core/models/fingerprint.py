@@ -20,16 +20,18 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
 
     Args:
         model: loaded, attached or not.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, a fast one.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in IGNORED and "attn_impl" not in k}
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Every call may set these two anew; they do not change which tokens a text has.
+    rules["truncation"] = rules["padding"] = None
     return {
         "architecture": type(model).__name__,
         "config": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
         "weights": _weights(model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "tokenizer": _digest(vocabulary.encode()),
+        "tokenizer": _digest(json.dumps(rules, sort_keys=True).encode()),
     }
 
 

@@ -19,8 +19,8 @@ from reattention_core.positions import Rotation
 APPLY = re.compile(r"^apply_\w*rot\w*$")
 """Names under which transformers' modelling files define the function that rotates queries and keys."""
 
-FIXED_TYPES_EXCLUDE = ("dynamic", "longrope")
-"""Rope types whose embedding of a position depends on the length of the window it stands in."""
+SHIFTING = ("dynamic", "longrope")
+"""Rope types whose embedding of a position changes once a window grows past the original length."""
 
 
 class StandIn:
@@ -67,7 +67,19 @@ class StandIn:
     def _fixed(self) -> bool:
         kinds = getattr(self.module, "rope_type", "default")
         kinds = kinds.values() if isinstance(kinds, dict) else (kinds,)
-        return not any(kind in FIXED_TYPES_EXCLUDE for kind in kinds)
+        return not any(kind in SHIFTING for kind in kinds)
+
+    @property
+    def reach(self) -> int | None:
+        """Positions up to which embeddings stay as they are, or None where they always do.
+
+        Beyond it every key in a window would have to be rotated anew, so windows end there.
+        """
+        length = getattr(self.module, "original_max_seq_len", None)
+        if self._fixed:
+            return None
+        original = getattr(self.module.config, "rope_parameters", {}).get("original_max_position_embeddings", length)
+        return original if isinstance(original, int) else None
 
 
 @dataclass

@@ -173,7 +173,6 @@ FAMILIES: dict[str, dict] = {
         "yarn", factor=32.0, original_max_position_embeddings=8, llama_4_scaling_beta=0.1
     ),  # and queries scaled by position
     "phi3-longrope": dict(model_type="phi3") | _longrope(64),
-    "phi3-longrope-long": dict(model_type="phi3") | _longrope(4),  # long factors from 5 tokens on
 }
 
 _MLA = dict(

@@ -383,7 +383,12 @@ def test_a_model_whose_config_turns_its_cache_off_answers_all_the_same(
 
 @pytest.mark.parametrize(
     "asked",
-    [{"num_beams": 2}, {"num_return_sequences": 2}, {"cache_implementation": "static"}, {"stop_strings": ["never"]}],
+    [
+        {"num_beams": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"cache_implementation": "static"},
+        {"stop_strings": ["never"]},
+    ],
     ids=str,
 )
 def test_what_a_checkpoint_asks_of_generation_does_not_keep_it_from_answering(

@@ -12,6 +12,7 @@ from reattention_core import Config, Engine
 from reattention_core.models.attach import Attachment
 from reattention_core.positions import Rotation
 from reattention_core.prompts import build_prompt
+from reattention_core.tokens import PlainTokenizer
 from tests.close import assert_close
 from tests.core.families import FAMILIES, build
 
@@ -133,8 +134,7 @@ def test_a_sliding_window_about_as_wide_as_the_trained_one_is_no_obstacle(
 
 
 ROTATED = ["llama", "glm", "cohere", "phi", "phi3", "gpt_neox", "gpt_oss", "gemma3_text", "granite_swa"]
-# A longrope window that grows past its original length changes factors on the way, as in the stock model.
-SCALED = ["llama-yarn", "llama-llama3", "llama-linear", "llama-dynamic", "phi3-longrope-long"]
+SCALED = ["llama-yarn", "llama-llama3", "llama-linear", "llama-dynamic"]
 
 
 @torch.inference_mode()
@@ -189,3 +189,21 @@ def test_position_zero_changes_nothing_and_neither_does_a_layer_without_position
         assert not torch.equal(rotations[0](x, 0), x)
         assert torch.equal(rotations[1](x, 100), x), "its second layer has none"
         assert rotations[0](x[:, :, :0], 7).shape == (1, 2, 0, 16)
+
+
+@pytest.mark.parametrize("n", [30, 60, 100])
+def test_a_longrope_window_ends_where_its_factors_would_change(tokenizer: PreTrainedTokenizerFast, n: int) -> None:
+    """At 64 tokens here, at 4,096 in Phi-3-mini-128k: inside it all is as in the stock model, beyond it one selects."""
+    model = build("phi3-longrope", FAMILIES["phi3-longrope"] | dict(vocab_size=512))
+    encoded = PlainTokenizer(tokenizer, 512).encode(text(200))
+    prompt = text(200)[: encoded.spans[n - 1][1]]
+    ids = torch.tensor([encoded.ids[:n]])
+    stock = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    with Engine(model, tokenizer, Config(cache_dtype="float32", stop=())) as engine:
+        assert engine.window == 64
+        answer = engine.generate(prompt, max_new_tokens=8)
+    assert answer.usage.prompt_tokens == n
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.window_tokens <= 64
+    if n + 8 <= 64:
+        assert answer.text == tokenizer.decode(stock[0, n:], skip_special_tokens=True)
