@@ -20,7 +20,7 @@ NAME = "python-reference"
 
 QUESTIONS = (
     "What are the three basic sequence types?",
-    "Which operators test for membership?",
+    "Which module defines the interactive source code debugger?",
     "What is the default tab size of expandtabs?",
 )
 
