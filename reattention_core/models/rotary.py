@@ -59,7 +59,9 @@ class StandIn:
         if table is not None and table[0].shape[1] >= n and self._fixed:
             return table
         length = 1 << (n - 1).bit_length() if self._fixed else n
-        found = self._forward(x, torch.arange(length, device=x.device)[None], *args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():  # a pass with gradients may be the next to use it
+            like = torch.empty(0, dtype=x.dtype, device=x.device)
+            found = self._forward(like, torch.arange(length, device=x.device)[None], *args, **kwargs)
         self._tables[key] = found if isinstance(found, tuple) else (found,)
         return self._tables[key]
 

@@ -112,3 +112,13 @@ def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch, model: Pre
     with pytest.raises(UnsupportedModelError, match="differ"):
         Attachment(model)
     assert isinstance(model, LlamaForCausalLM)
+
+
+def test_an_attached_model_still_gives_gradients(model: PreTrainedModel) -> None:
+    """What was kept from passes without gradients must not stand in the way of one with them."""
+    with Attachment(model):
+        model(IDS, use_cache=False).logits.sum().backward()
+    attached = model.model.embed_tokens.weight.grad.clone()
+    model.zero_grad()
+    model(IDS, use_cache=False).logits.sum().backward()
+    assert torch.allclose(model.model.embed_tokens.weight.grad, attached, rtol=1e-3, atol=1e-3)

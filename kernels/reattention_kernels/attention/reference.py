@@ -1,5 +1,7 @@
 """Ordinary causal attention of the last rows of a window, in torch; knows nothing of how the window came to be."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -36,24 +38,32 @@ def attend(
     reach = width if sliding_window is None else min(sliding_window, width)
     if plain and hidden is None and reach == width and (rows == width or rows == 1):
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=rows > 1, enable_gqa=grouped)
-    own = torch.arange(width - rows, width, device=query.device)[:, None]
-    other = torch.arange(width, device=query.device)
-    visible = other <= own
-    if reach < width:
-        visible = visible & (own - other < reach)
-    visible = visible[None, None]
+    mask = _causal(rows, width, reach, query.dtype, query.device)
     if hidden is not None:
-        visible = visible & ~hidden
+        mask = mask.masked_fill(hidden, float("-inf"))
     if plain:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
     repeats = query.shape[1] // key.shape[1]
     scores = query.float() @ key.float().repeat_interleave(repeats, 1).transpose(2, 3) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible, float("-inf"))
+    scores = scores + mask
     if sinks is not None:
         extra = sinks.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, rows, 1)
         weights = torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)
     return weights.to(value.dtype) @ value.repeat_interleave(repeats, 1)
+
+
+@lru_cache(maxsize=2)
+def _causal(rows: int, width: int, reach: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What the last `rows` of `width` tokens may see, 0, and may not, -inf: [rows, width].
+
+    Kept for the next layers, which ask for the same one: making it anew took a tenth of an ingest.
+    """
+    with torch.inference_mode(False):  # a pass with gradients may be the next to use it
+        own = torch.arange(width - rows, width, device=device)[:, None]
+        other = torch.arange(width, device=device)
+        seen = (other <= own) & (own - other < reach)
+        return torch.zeros(rows, width, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
