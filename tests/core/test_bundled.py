@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reattention_core import Engine
+from reattention_core import Config, Engine
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.models.attach import Attachment
 from reattention_core.models.loading import BUNDLED, load
@@ -48,22 +48,23 @@ def test_answers_from_a_document_with_its_source(engine: Engine, tmp_path: Path)
     assert "Ingrid Solheim" in answer.sources[0].quote
 
 
-def passkey(characters: int) -> tuple[str, str]:
+def passkey(tokens: int) -> tuple[str, str]:
     """A number in repeated filler, in the middle (the form of landmark attention, arXiv 2305.16300)."""
-    number = str(random.Random(characters).randint(10000, 99999))
+    number = str(random.Random(tokens).randint(10000, 99999))
     filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-    half = filler * (characters // len(filler) // 2)
-    return f"{half}The pass key is {number}. Remember it. {number} is the pass key. {half}", number
+    half = filler * (tokens // 48)  # of 24 tokens each
+    about = "One important thing is hidden in a lot of text that does not matter. Find it and remember it.\n"
+    return f"{about}{half}The pass key is {number}. Remember it. {number} is the pass key. {half}", number
 
 
 @pytest.mark.slow
-def test_full_attention_fails_beyond_the_window_and_the_engine_does_not(engine: Engine) -> None:
+def test_full_attention_fails_beyond_the_window_and_the_engine_does_not() -> None:
     """The control: stock attention answers at 9,000 tokens and not at 10,300; attached, the model answers beyond."""
     question = "What is the pass key? The pass key is"
     model, tokenizer = load(BUNDLED)
 
     def stock(tokens: int) -> bool:
-        text, number = passkey(int(tokens * 4.1))
+        text, number = passkey(tokens)
         ids = tokenizer(f"{text}\n{question}", return_tensors="pt").input_ids
         assert abs(ids.shape[1] - tokens) < 300, f"{ids.shape[1]} tokens"
         with torch.inference_mode():
@@ -72,8 +73,8 @@ def test_full_attention_fails_beyond_the_window_and_the_engine_does_not(engine: 
 
     assert stock(9000)
     assert not stock(10600)
-    text, number = passkey(int(16000 * 4.1))
-    corpus = engine.ingest([text[i : i + 4000] for i in range(0, len(text), 4000)], progress=False)
-    assert corpus.n_tokens > 15000
-    assert number in corpus.ask("What is the pass key? The pass key is", max_new_tokens=8).text
-    assert number in engine.generate(f"{text}\n{question}", strategy="reattention", max_new_tokens=8).text
+    text, number = passkey(16000)
+    with Engine(model, tokenizer, Config(question_form="\n{question}")) as plain:
+        corpus = plain.ingest([text[i : i + 4000] for i in range(0, len(text), 4000)], progress=False)
+        assert corpus.n_tokens > 15000
+        assert number in corpus.ask(question, max_new_tokens=8).text
