@@ -74,7 +74,7 @@ def test_full_attention_fails_beyond_the_window_and_the_engine_does_not() -> Non
     assert stock(9000)
     assert not stock(10600)
     text, number = passkey(16000)
-    with Engine(model, tokenizer, Config(question_form="\n{question}")) as plain:
+    with Engine(model, tokenizer, Config(question_form="\nQuestion: {question}")) as plain:
         corpus = plain.ingest([text[i : i + 4000] for i in range(0, len(text), 4000)], progress=False)
         assert corpus.n_tokens > 15000
-        assert number in corpus.ask(question, max_new_tokens=8).text
+        assert number in corpus.ask("What is the pass key?\nAnswer: The pass key is", max_new_tokens=8).text
