@@ -90,8 +90,8 @@ def within_memory() -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError.
+    except RuntimeError as error:
+        # OutOfMemoryError is one; on a CPU torch raises a plain one.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise CapacityError(
