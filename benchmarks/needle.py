@@ -8,21 +8,24 @@ about 1,000 tokens; the question is put as raw completion. Full attention is the
 
 import csv
 import random
-import subprocess
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
+
+if __name__ == "__main__":  # run as a file: this folder's kernels.py would hide Hugging Face's package of that name
+    sys.path[0] = str(Path(__file__).parents[1])
 
 import torch
 import transformers
 import typer
 from tqdm import tqdm
 
+from benchmarks.timing import RESULTS, device, measured_commit
 from reattention_core import Document, Engine
 
 ESSAYS = Path(__file__).parents[2] / "shared" / "data" / "essays.txt"
-RESULTS = Path(__file__).parent / "results"
 NEEDLE = "One of the special magic numbers for long-context is: {number}. "
 FORM = "\nQuestion: {question}"
 QUESTION = (
@@ -93,18 +96,6 @@ def main(
             rows.append(("full attention", length, draw, number, found, time.perf_counter() - began))
             bar.update()
     write(rows, name, version, f"needle_{tokens}_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv")
-
-
-def measured_commit() -> str:
-    """The commit that is measured, asked for before the measuring begins."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return done.stdout.strip()
-
-
-def device() -> str:
-    """What the model runs on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def write(rows: list[tuple[str, int, int, str, str, float]], model: str, version: str, file: str) -> None:

@@ -12,13 +12,17 @@ import torch
 from reattention_core.cache.kv_cache import ContextCache, ContextLayer
 from reattention_core.errors import ContextTooLongError
 from reattention_core.positions import Rotation
-from reattention_kernels import attend
+from reattention_core.select.base import Selection
+from reattention_kernels import attend, attend_selected, fused
 
 NAME = "reattention"
 """The attention implementation's name in transformers."""
 
 HARMLESS = ("position_ids", "cache_position")
 """Tensors that transformers passes to every attention and that say nothing new."""
+
+FUSED_QUERIES = 256
+"""A chunk of more queries is read through a gathered window, which torch's flash attention then reads once."""
 
 QUERIES_AT_ONCE = 8
 """Queries that pick their own tokens are read this many at a time: each gathers a window of its own."""
@@ -98,7 +102,11 @@ def attention(
         selection = reader.select_local(layer, query, near)
     else:
         selection = reader.select(layer, query)
-    if selection.addresses.dim() == 1:
+    site.cache.read = selection
+    fused_out = _attend_fused(query, layer, selection, site, width, options)
+    if fused_out is not None:
+        out = fused_out
+    elif selection.addresses.dim() == 1:
         keys, values = layer.window(selection, site.rotation)
         _check(keys.shape[2], site.cache)
         query = site.rotation(query, keys.shape[2] - query.shape[2])
@@ -107,6 +115,46 @@ def attention(
         _check(selection.addresses.shape[2], site.cache)
         out = _attend_per_query(query, layer, selection.addresses, site.rotation, options)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend_fused(
+    query: torch.Tensor,
+    layer: ContextLayer,
+    selection: Selection,
+    site: Site,
+    width: int | None,
+    options: dict[str, Any],
+) -> torch.Tensor | None:
+    """Attention over whole pages and the tail where they lie, [B, H, Q, D]; None where the window must be gathered.
+
+    That is on a CPU, for a long chunk, for single tokens of pages, and for rotations that the kernel does not know.
+    """
+    cache, table = site.cache, selection.table
+    if cache is None or table is None or layer.pages is None or selection.tail_from or query.shape[2] > FUSED_QUERIES:
+        return None
+    pages, keys = layer.pages, layer.tail_keys.storage
+    if pages.keys[layer.index].dtype != query.dtype or not fused(query.device):
+        return None
+    n = len(selection.addresses) + layer.n_tail
+    _check(n, cache)
+    angles = site.rotation.angles(query, n)
+    if angles is None:
+        return None
+    return attend_selected(
+        query,
+        pages.keys[layer.index],
+        pages.values[layer.index],
+        table,
+        pages.filled,
+        keys,
+        layer.tail_values.storage,
+        cache.count(layer),
+        angles.cos,
+        angles.sin,
+        interleaved=angles.interleaved,
+        sliding_window=width,
+        **options,
+    )
 
 
 def _attend_per_query(

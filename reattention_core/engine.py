@@ -29,7 +29,7 @@ from reattention_core.errors import (
 )
 from reattention_core.home import home
 from reattention_core.ingest import Ingest
-from reattention_core.memory import plan, within_memory
+from reattention_core.memory import batch_tokens, plan, within_memory
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
@@ -194,14 +194,15 @@ class Engine:
         texts, skipped = collect(documents, strict=strict)
         for error in skipped:
             logger.warning("left out: %s", error)
-        read = [self.tokens.encode_document(document) for document in texts]
+        read = self.tokens.encode_documents(texts)
         if mode == "joint" and isinstance(selector, Consensus):
             # Consensus is a rule for questions; a streaming prefill asks none.
             selector = ReAttention.for_window(self.window)
         ids = [d.ids for d in read]
         with self.busy(cancelled), reporting(progress, sum(map(len, ids))) as report, within_memory():
             layout = lay_out([len(i) for i in ids])
-            memory = plan(self.attachment, layout, self._cache_dtype, self.config.ingest_tokens)
+            at_once = self.config.ingest_tokens or batch_tokens(self.attachment)
+            memory = plan(self.attachment, layout, self._cache_dtype, at_once)
             memory.check()
             if name is not None:
                 self.store.check_room(name, memory.pages)
@@ -213,12 +214,15 @@ class Engine:
                 selector,
                 self._cache_dtype,
                 self.config.reach,
-                self.config.ingest_tokens,
+                at_once,
                 report,
                 cancelled,
             )
             pages = ingest.independent() if mode == "independent" else ingest.joint()
-        placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(read, layout.starts, strict=True)]
+        placed = [
+            ReadDocument(d.document, torch.tensor(d.spans, dtype=torch.int32), start)
+            for d, start in zip(read, layout.starts, strict=True)
+        ]
         if name is not None:
             about = {"model": self.name, "mode": mode, "fingerprint": self.identity}
             self.store.save(name, pages, placed, about)

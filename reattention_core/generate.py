@@ -7,6 +7,7 @@ caller as itself; a caller who stops iterating stops the model within two tokens
 import queue
 import threading
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
 from reattention_core.errors import CancelledError
+from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
 
 
@@ -114,6 +116,7 @@ def generate(
     emit: Callable[[str], None],
     cancelled: Cancelled,
     trim: bool = False,
+    graphs: Graphs | None = None,
 ) -> tuple[int, str]:
     """Read a prompt over a cache and draw tokens after it.
 
@@ -127,6 +130,7 @@ def generate(
         emit: called with every piece of text.
         cancelled: asked between chunks and between tokens.
         trim: see `TextStream`.
+        graphs: recorded passes to draw tokens with, or None to run each.
 
     Returns:
         How many tokens were drawn, and why it ended: "stop" or "length".
@@ -152,7 +156,8 @@ def generate(
             "top_p": settings.top_p,
             "top_k": 0,
         }
-    with running(), torch.random.fork_rng(enabled=settings.seed is not None):
+    replaying = graphs.replaying(model, cache) if graphs is not None else nullcontext()
+    with running(), torch.random.fork_rng(enabled=settings.seed is not None), replaying:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         model.generate(  # type: ignore[operator]

@@ -93,7 +93,7 @@ class Ingest:
     def _read_alone(self, numbers: list[int], sink: Pages) -> None:
         """Read a batch of documents that do not see each other."""
         chunk = max(self._reach // 2, 1)
-        reader = SinkAndLocal(sink.addresses, self._reach - chunk)
+        reader = SinkAndLocal(sink, self._reach - chunk)
         rows = [list(self._documents[number]) for number in numbers]
         starts = [self.layout.starts[number] for number in numbers]
         self._run(rows, starts, reader, sink, chunk)
@@ -112,12 +112,13 @@ class Ingest:
                 self._read(int((real.clamp(max=done) - real.clamp(max=done - new)).sum()))
 
         prefill(self._model, cache, ids, chunk, self._cancelled, report)
+        at, lengths = torch.tensor(starts, device=self._device), real.to(self._device)
         for index, layer in enumerate(cache.layers):
             keys, values = layer.tail_keys.tokens, layer.tail_values.tokens
-            for row, (ids_of, start) in enumerate(zip(rows, starts, strict=True)):
-                n = len(ids_of)
-                self.pages.write(index, start, keys[row, :, :n], values[row, :, :n])
-                if recording is not None:
+            self.pages.write(index, at, lengths, keys, values)
+            if recording is not None:
+                for row, (ids_of, start) in enumerate(zip(rows, starts, strict=True)):
+                    n = len(ids_of)
                     query = torch.cat([q[row] for q in recording.queries[index]], 1)[:, :n]
                     summary = self._selector.summarise(
                         query,

@@ -59,18 +59,33 @@ def plan(attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_token
     """
     model = attachment.model
     per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
-    # A batch's tail exists twice, un-rotated and rotated, and has room to double; a layer's activations are a few times
-    # the widest projection.
-    tail = max(batch_tokens, *layout.lengths) * per_token * model.dtype.itemsize * 4
-    config = model.config.get_text_config()
-    hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
-    activations = batch_tokens * hidden * model.dtype.itemsize
     return MemoryPlan(
         pages=len(layout.first) * PAGE * per_token * dtype.itemsize,
-        working=tail + activations,
+        working=_working_bytes(attachment, max(layout.lengths), batch_tokens),
         free=free_bytes(model.device),
         device=str(model.device),
     )
+
+
+def batch_tokens(attachment: Attachment) -> int:
+    """Tokens in one forward pass of ingest that suit the model's device."""
+    device = attachment.model.device
+    if device.type != "cuda":
+        return 4096
+    per_token = _working_bytes(attachment, 1, 1)
+    return max(1024, min(65536, free_bytes(device) // 8 // per_token))
+
+
+def _working_bytes(attachment: Attachment, longest: int, batch_tokens: int) -> int:
+    """What reading takes beside the pages, an estimate: a tail for each token of a batch, and one layer's activations."""
+    model = attachment.model
+    per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
+    # A batch's tail exists twice, un-rotated and rotated, and has room to double; a layer's activations are a few times
+    # the widest projection.
+    tail = max(batch_tokens, longest) * per_token * model.dtype.itemsize * 4
+    config = model.config.get_text_config()
+    hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
+    return int(tail + batch_tokens * hidden * model.dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> int:

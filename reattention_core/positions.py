@@ -6,12 +6,27 @@ attached: partial, interleaved and scaled rotations need no code of ours (ReAtte
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 
 Embedding = Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]
 """(x, n) -> the model's rotary embedding, mostly (cos, sin), of at least the positions 0..n-1: [1, >= n, ...] each."""
+
+
+class Angles(NamedTuple):
+    """A rotation as the fused kernel applies it.
+
+    Attributes:
+        cos: [positions, width / 2] float32.
+        sin: like `cos`.
+        interleaved: dimensions 2i and 2i + 1 turn together; else i and i + width / 2 do.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
 
 
 class Rotation:
@@ -30,6 +45,8 @@ class Rotation:
         width: int = 0,
     ) -> None:
         self._apply, self._embedding, self._width = apply, embedding, width
+        self._convention: _Convention | None = None
+        self._tried = False
 
     def __call__(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Rotate tokens [B, heads, n, D] that stand at positions start..start+n-1."""
@@ -43,3 +60,73 @@ class Rotation:
         if self._width == x.shape[-1]:
             return rotated
         return torch.cat([rotated, x[..., self._width :]], -1)
+
+    def angles(self, x: torch.Tensor, n: int) -> Angles | None:
+        """The rotation of positions 0..n-1 and more as angles, or None where the model rotates in a way of its own.
+
+        Args:
+            x: anything of the type and device that will be rotated.
+            n: positions needed.
+        """
+        if self._apply is None or self._embedding is None:
+            nothing = torch.empty(1, 0, dtype=torch.float32, device=x.device)
+            return Angles(nothing, nothing, False)
+        if not self._tried:
+            self._convention, self._tried = self._find_convention(x.device), True
+        if self._convention is None:
+            return None
+        cos, sin = self._embedding(x, n)
+        return _halved(cos, sin, self._convention)
+
+    def _find_convention(self, device: torch.device) -> "_Convention | None":
+        """Which of the known conventions the model's own function follows: found by trying."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 2, 8, self._width, generator=generator).to(device)
+        embedding = self._embedding(x, x.shape[2]) if self._embedding is not None else ()
+        if len(embedding) != 2:
+            return None
+        truth, columns = self(x, 0), embedding[0].shape[-1]
+        for interleaved in (False, True):
+            # The columns hold every angle twice, one behind another or side by side, or once.
+            for pairs, step in ((columns // 2, 1), (columns // 2, 2), (columns, 1)):
+                if 2 * pairs <= self._width:
+                    found = _Convention(pairs, step, interleaved)
+                    if torch.allclose(_turned(x, _halved(*embedding, found)), truth, rtol=0, atol=1e-5):
+                        return found
+        return None
+
+
+class _Convention(NamedTuple):
+    """How a model's rotary embedding gives the angles of pairs of dimensions.
+
+    Attributes:
+        pairs: pairs that turn.
+        step: of the embedding's columns, every how many-th holds another pair's angle.
+        interleaved: dimensions 2i and 2i + 1 turn together; else i and i + pairs do.
+    """
+
+    pairs: int
+    step: int
+    interleaved: bool
+
+
+@lru_cache(maxsize=8)
+def _halved(cos: torch.Tensor, sin: torch.Tensor, convention: _Convention) -> Angles:
+    """One angle for each pair of dimensions, out of an embedding [1, n, columns].
+
+    Kept for the other layers, which share the embedding: a tensor is looked up by identity.
+    """
+    columns = slice(0, convention.pairs * convention.step, convention.step)
+    cos, sin = (part[0, :, columns].float().contiguous() for part in (cos, sin))
+    return Angles(cos, sin, convention.interleaved)
+
+
+def _turned(x: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """Rotate [.., n, width] as the fused kernel does, to compare."""
+    n, pairs = x.shape[-2], angles.cos.shape[1]
+    cos, sin = angles.cos[:n], angles.sin[:n]
+    x, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+    a, b = (x[..., ::2], x[..., 1::2]) if angles.interleaved else (x[..., :pairs], x[..., pairs:])
+    turned = a * cos - b * sin, b * cos + a * sin
+    both = torch.stack(turned, -1).flatten(-2) if angles.interleaved else torch.cat(turned, -1)
+    return torch.cat([both, rest], -1)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from reattention_core.corpus import Corpus
     from reattention_core.engine import Engine
 
+ROOM = 128
+"""The tail's room is a multiple of this many tokens, so that questions of about the same length share a recorded pass."""
+
 
 class Request:
     """A prompt, with a corpus under it or without.
@@ -89,7 +92,8 @@ class Request:
                 context.question = corpus.question(self._prompt, cancelled)
             self._reader: Reader = self._selector.reader(context)
             self._recalled = time.perf_counter()
-            self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages)
+            room = -(-context.tail // ROOM) * ROOM
+            self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages, room)
             self._drawn, self._reason = generate(
                 attachment.model,
                 engine.tokenizer,
@@ -100,6 +104,7 @@ class Request:
                 emit,
                 cancelled,
                 trim=corpus is not None,
+                graphs=corpus.graphs if corpus is not None else None,
             )
 
     def _sources(self) -> list[Source]:

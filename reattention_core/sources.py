@@ -4,11 +4,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from reattention_core.cache.pages import PAGE, pages_for
 from reattention_core.documents import Document
-from reattention_core.tokens import NO_SPAN, Span
 
 WORD = 24
 """Characters that a passage grows at each end to finish a word; some scripts put no space between words."""
@@ -38,18 +38,18 @@ class Source(BaseModel):
     quote: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReadDocument:
     """A document in a corpus: its text, its tokens' places in it, and where its pages begin.
 
     Attributes:
         document: text, title and origin.
-        spans: characters of the text that each token covers; (-1, -1) for title and closing.
+        spans: [n, 2] int32, characters of the text that each token covers; (-1, -1) for title and closing.
         start: address of its first token.
     """
 
     document: Document
-    spans: Sequence[Span]
+    spans: torch.Tensor
     start: int
 
     @property
@@ -84,11 +84,12 @@ def _passage(document: ReadDocument, first: int, stop: int, score: float) -> Sou
     """The text under pages first..stop-1, grown to whole words; None where only white space, title or closing stands."""
     own = document.start // PAGE
     assert first - own < pages_for(document.n_tokens), "the page lies beyond its document"
-    spans = [s for s in document.spans[(first - own) * PAGE : (stop - own) * PAGE] if s != NO_SPAN]
-    if not spans:
+    spans = document.spans[(first - own) * PAGE : (stop - own) * PAGE]
+    spans = spans[spans[:, 0] >= 0]
+    if not len(spans):
         return None
     text = document.document.text
-    start, end = min(s[0] for s in spans), max(s[1] for s in spans)
+    start, end = int(spans[:, 0].min()), int(spans[:, 1].max())
     for _ in range(WORD):
         start -= start > 0 and not text[start].isspace() and not text[start - 1].isspace()
         end += end < len(text) and not text[end - 1].isspace() and not text[end].isspace()

@@ -143,11 +143,10 @@ class Store:
             ) from error
 
     def _write(self, stage: Path, pages: Pages, documents: Sequence[ReadDocument], about: dict[str, Any]) -> None:
-        spans = [span for document in documents for span in document.spans]
         tables = {
             "filled": pages.filled.cpu(),
             "first": pages.first.cpu(),
-            "spans": torch.tensor(spans, dtype=torch.int32),
+            "spans": torch.cat([document.spans for document in documents]),
         }
         save_file(tables, stage / "tokens.safetensors")
         for index, (keys, values) in enumerate(zip(pages.keys, pages.values, strict=True)):
@@ -212,8 +211,8 @@ class Store:
             raise ValueError("documents do not lie where their lengths put them")
         with safe_open(folder / "tokens.safetensors", framework="pt", device="cpu") as file:
             filled, first = file.get_tensor("filled"), file.get_tensor("first")
-            spans = file.get_tensor("spans").tolist()
-        if not torch.equal(first, layout.first) or len(spans) != sum(lengths):
+            spans = file.get_tensor("spans")
+        if not torch.equal(first, layout.first) or spans.shape != (sum(lengths), 2) or spans.dtype != torch.int32:
             raise ValueError("the page table does not fit the documents")
         keys, values, summaries = [], [], []
         for index in range(manifest.layers):
@@ -227,7 +226,7 @@ class Store:
         texts = json.loads((folder / "documents.json").read_text())
         documents, at = [], 0
         for text, place in zip(texts, manifest.documents, strict=True):
-            own = [(a, b) for a, b in spans[at : at + place.n_tokens]]
+            own = spans[at : at + place.n_tokens].clone()
             documents.append(ReadDocument(Document(**text), own, place.start))
             at += place.n_tokens
         pages = Pages(keys, values, filled.to(device), first.to(device), summaries, manifest.summary_size)

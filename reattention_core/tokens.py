@@ -7,9 +7,10 @@ token has a random name that no text can contain. Ids stay as they are; only the
 
 import json
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from reattention_core.documents import Document, check_encodable
 from reattention_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedModelError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 NO_SPAN: Span = (-1, -1)  # of a token that covers no character of the text
+TOGETHER = 64  # documents encoded side by side; an encoding takes many times the memory of its ids
 
 
 class PlainTokens(NamedTuple):
@@ -84,34 +86,47 @@ class PlainTokenizer:
             InvalidRequestError: The text is not a string, holds a lone surrogate, or gives an id
                 that is a control token or beyond the model's embedding.
         """
-        encoding = self._backend.encode(check_encodable(text), add_special_tokens=False)
-        self.check_rows(encoding.ids)
-        for index, span in zip(encoding.ids, encoding.offsets, strict=True):
-            if index in self.control_ids:
-                raise InvalidRequestError(
-                    f"{text[slice(*span)]!r} at character {span[0]} can only be written with the"
-                    f" control token {index} in this model's vocabulary; remove it from the text"
-                )
-        return PlainTokens(encoding.ids, encoding.offsets)
+        return self._checked(text, self._backend.encode(check_encodable(text), add_special_tokens=False))
 
-    def encode_document(self, document: Document) -> TokenizedDocument:
-        r"""Encodes the title on a line of its own, the text, and a closing blank line.
+    def encode_documents(self, documents: Sequence[Document]) -> list[TokenizedDocument]:
+        r"""Encodes each document: its title on a line of its own, the text, and a closing blank line.
 
         The three are encoded as one string, as the model would meet them; a token that covers
-        nothing of the text has NO_SPAN.
+        nothing of the text has NO_SPAN. Several documents are encoded side by side.
 
         Raises:
-            EmptyPromptError: The text gives no token.
+            EmptyPromptError: A text gives no token.
             InvalidRequestError: As for `encode`.
         """
-        header = f"{document.title}\n" if document.title else ""
-        ids, spans = self.encode(f"{header}{document.text}\n\n")
-        length = len(document.text)
-        clipped = [(max(a - len(header), 0), min(b - len(header), length)) for a, b in spans]
-        spans = [span if span[0] < span[1] else NO_SPAN for span in clipped]
-        if not document.text.strip() or all(span == NO_SPAN for span in spans):
-            raise EmptyPromptError(f"the text of document {document.id!r} gives no token: it is {document.text[:40]!r}")
-        return TokenizedDocument(document, ids, spans)
+        headers = [f"{document.title}\n" if document.title else "" for document in documents]
+        texts = [
+            check_encodable(f"{header}{document.text}\n\n") for header, document in zip(headers, documents, strict=True)
+        ]
+        tokenized = []
+        for first in range(0, len(texts), TOGETHER):
+            some = slice(first, first + TOGETHER)
+            encodings = self._backend.encode_batch(texts[some], add_special_tokens=False)
+            for number, encoding in enumerate(encodings, first):
+                document, header = documents[number], headers[number]
+                ids, spans = self._checked(texts[number], encoding)
+                spans = _within(spans, len(header), len(document.text))
+                if not document.text.strip() or all(span == NO_SPAN for span in spans):
+                    raise EmptyPromptError(
+                        f"the text of document {document.id!r} gives no token: it is {document.text[:40]!r}"
+                    )
+                tokenized.append(TokenizedDocument(document, ids, spans))
+        return tokenized
+
+    def _checked(self, text: str, encoding: Encoding) -> PlainTokens:
+        ids, spans = encoding.ids, encoding.offsets
+        self.check_rows(ids)
+        if not self.control_ids.isdisjoint(ids):
+            index, span = next(pair for pair in zip(ids, spans, strict=True) if pair[0] in self.control_ids)
+            raise InvalidRequestError(
+                f"{text[slice(*span)]!r} at character {span[0]} can only be written with the control token {index} in this"
+                " model's vocabulary; remove it from the text"
+            )
+        return PlainTokens(ids, spans)
 
     def check_rows(self, ids: list[int]) -> None:
         """Checks that the model has an embedding for every id, before it fails on a device.
@@ -124,6 +139,19 @@ class PlainTokenizer:
                 f"token {highest} is beyond the model's {self.vocab_rows} embedding rows: this"
                 " tokenizer belongs to another model, or the embeddings were not resized"
             )
+
+
+def _within(spans: list[Span], header: int, length: int) -> list[Span]:
+    """Spans of the text alone, which begins after `header` characters and has `length`; NO_SPAN outside it."""
+    found = []
+    for start, end in spans:
+        start, end = start - header, end - header
+        if start < 0:
+            start = 0
+        if end > length:
+            end = length
+        found.append((start, end) if start < end else NO_SPAN)
+    return found
 
 
 def _unknown_id(model: dict[str, Any]) -> int | None:

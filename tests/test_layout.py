@@ -41,15 +41,26 @@ def test_llama_can_be_imported_from_the_root() -> None:
 
 
 def test_importing_the_core_is_light() -> None:
-    """Neither triton nor a framework, and without a name being used not even torch."""
+    """Without a name being used not even torch; then no framework and no kernel, whose import compiles for a GPU.
+
+    Triton itself cannot be looked for there: torch and transformers import it wherever it is installed.
+    """
     code = """
 import sys, reattention_core
-assert "torch" not in sys.modules, "torch"
+for name in ("torch", "triton", "transformers"):
+    assert name not in sys.modules, name
 reattention_core.Engine
 loaded = {name.split(".")[0] for name in sys.modules}
-print(sorted(loaded & {"triton", "llama_index", "langchain_core", "pypdf", "bs4", "typer"}))
+kernels = [name for name in sys.modules if name.startswith("reattention_kernels.") and name.endswith("_kernel")]
+print(sorted(loaded & {"llama_index", "langchain_core", "pypdf", "bs4", "typer"}), kernels)
 """
-    assert run(code, ROOT).strip() == "[]"
+    assert run(code, ROOT).strip() == "[] []"
+
+
+def test_every_file_of_kernels_is_found_by_its_name() -> None:
+    """The test above looks for `*_kernel`: nothing else may import Triton."""
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert ("import triton" in path.read_text()) == path.stem.endswith("_kernel"), path
 
 
 def test_public_names_are_all_there() -> None:

@@ -5,9 +5,32 @@ holds them. Shapes use one letter code here and in `reattention_core`:
 
     B rows of a batch     H query heads       G key-value heads (H is a multiple of G)
     Q query tokens        N keys              P pages            T tokens in a page (32)
-    W window tokens       D head dimension    L layers
+    W window tokens       D head dimension    L layers           S sets that are treated alike
 """
 
-from reattention_kernels.dispatch import attend, most_voted, page_evidence, select_topk
+from reattention_kernels.attention.reference import attend
+from reattention_kernels.dispatch import (
+    attend_selected,
+    fused,
+    most_voted,
+    one_per_block,
+    page_evidence,
+    select_topk,
+    write_pages,
+)
+from reattention_kernels.key_index import KeyIndex
+from reattention_kernels.selected_attention.page_table import PageTable, page_table
 
-__all__ = ["attend", "most_voted", "page_evidence", "select_topk"]
+__all__ = [
+    "KeyIndex",
+    "PageTable",
+    "attend",
+    "attend_selected",
+    "fused",
+    "most_voted",
+    "one_per_block",
+    "page_evidence",
+    "page_table",
+    "select_topk",
+    "write_pages",
+]

@@ -6,17 +6,22 @@ from reattention_core.cache.pages import PAGE
 
 
 class Growing:
-    """Tokens [B, G, n, D] in preallocated storage that doubles when it is full (never `torch.cat` per step)."""
+    """Tokens [B, G, n, D] in preallocated storage that doubles when it is full (never `torch.cat` per step).
 
-    def __init__(self) -> None:
+    Args:
+        room: tokens there will be at most, where that is known: nothing is ever copied up to it.
+    """
+
+    def __init__(self, room: int = 0) -> None:
         self._data: torch.Tensor | None = None
+        self._room = room
         self.n = 0
 
     def append(self, tokens: torch.Tensor) -> None:
         """Add tokens [B, G, m, D] at the end; the first call fixes B, G, D, type and device."""
         stop = self.n + tokens.shape[2]
         if self._data is None or stop > self._data.shape[2]:
-            capacity = max(stop, 2 * self.n)
+            capacity = max(stop, 2 * self.n, self._room)
             capacity = -(-capacity // PAGE) * PAGE
             grown = tokens.new_empty(*tokens.shape[:2], capacity, tokens.shape[3])
             if self._data is not None:
@@ -31,6 +36,13 @@ class Growing:
         if self._data is None:
             raise RuntimeError("nothing was appended yet: a bug in the caller")
         return self._data[:, :, : self.n]
+
+    @property
+    def storage(self) -> torch.Tensor:
+        """The tokens and the room behind them, [B, G, capacity, D]; what stands beyond `n` means nothing."""
+        if self._data is None:
+            raise RuntimeError("nothing was appended yet: a bug in the caller")
+        return self._data
 
     @property
     def nbytes(self) -> int:

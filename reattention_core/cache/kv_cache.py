@@ -23,6 +23,7 @@ class ContextLayer(CacheLayerMixin):
     Args:
         index: which layer of the model this is.
         pages: the corpus below the tail, or None.
+        room: tokens the tail will have at most, or 0 where that is not known.
 
     Attributes:
         prefilled: tokens of the tail that stay unknown to transformers.
@@ -31,10 +32,10 @@ class ContextLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, index: int, pages: Pages | None) -> None:
+    def __init__(self, index: int, pages: Pages | None, room: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.index, self.pages = index, pages
-        self.tail_keys, self.tail_values = Growing(), Growing()
+        self.tail_keys, self.tail_values = Growing(room), Growing(room)
         self.prefilled = 0
         self._window: _Window | None = None
 
@@ -172,17 +173,33 @@ class ContextCache(Cache):
         reader: decides at every layer and chunk what is seen.
         window: tokens the model was trained on; no window may be wider.
         pages: the corpus, or None for an ordinary prompt.
+        room: tokens the tail will have at most, or 0 where that is not known.
 
     Attributes:
         widest: tokens of the widest window that attention has looked at so far.
+        read: what attention read last.
+        stepped: tokens written since by a recorded pass, whose keys and values lie elsewhere (`decoding`).
     """
 
     layers: list[ContextLayer]  # type: ignore[assignment]
 
-    def __init__(self, n_layers: int, reader: "Reader", window: int, pages: Pages | None = None) -> None:
-        super().__init__(layers=[ContextLayer(index, pages) for index in range(n_layers)])
+    def __init__(self, n_layers: int, reader: "Reader", window: int, pages: Pages | None = None, room: int = 0) -> None:
+        super().__init__(layers=[ContextLayer(index, pages, room) for index in range(n_layers)])
         self.reader, self.window, self.pages = reader, window, pages
-        self.widest = 0
+        self.widest = self.stepped = 0
+        self.read: Selection | None = None
+        self._count: tuple[int, torch.Tensor] | None = None
+
+    def count(self, layer: ContextLayer) -> torch.Tensor:
+        """Tokens in a layer's tail as [1] int32 on its device; made once for all layers of a forward pass."""
+        if self._count is None or self._count[0] != layer.n_tail:
+            device = layer.tail_keys.storage.device
+            self._count = layer.n_tail, torch.tensor([layer.n_tail], dtype=torch.int32, device=device)
+        return self._count[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the tail that `generate` knows of."""
+        return self.layers[layer_idx].get_seq_length() + self.stepped
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from reattention_kernels import write_pages
+
 PAGE = 32
 """Tokens in a page: the span that ReAttention grows a hit to (arXiv 2407.15176)."""
 
@@ -108,18 +110,19 @@ class Pages:
         inside = slot < self.filled[pages][:, None]
         return (pages[:, None] * PAGE + slot)[inside]
 
-    def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store consecutive tokens of one document from address `start` on.
+    def write(
+        self, layer: int, starts: torch.Tensor, lengths: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Store documents, the rows of a batch, each from the first slot of a page on.
 
         Args:
             layer: which layer's pages.
-            start: first address; the caller keeps documents from sharing a page.
-            key: [G, n, D], un-rotated; converted to the pages' type.
-            value: [G, n, D].
+            starts: [B] int64, address of each document's first token; the caller keeps documents from sharing a page.
+            lengths: [B] int64, tokens of each document; what stands behind them is padding.
+            key: [B, G, n, D], un-rotated; converted to the pages' type.
+            value: [B, G, n, D].
         """
-        stop = start + key.shape[1]
-        self.keys[layer].flatten(1, 2)[:, start:stop] = key
-        self.values[layer].flatten(1, 2)[:, start:stop] = value
+        write_pages(self.keys[layer], self.values[layer], key, value, starts, lengths)
 
     def summarise(self, layer: int, start: int, summary: torch.Tensor) -> None:
         """Store the summaries [H, c, D] of the chunks of a document that starts at address `start`."""

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import Pages
+from reattention_kernels import PageTable, page_table
 
 Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
 """Runs token ids behind the sink alone and returns each layer's un-rotated queries [H, Q, D] of the named tokens."""
@@ -32,10 +33,25 @@ class Selection:
         addresses: [n] int64, rising: the same earlier tokens for all heads and queries of the chunk. Or [H, Q, n]:
             each head's and query's own tokens, itself last, rising, padded at the front with -1.
         tail_from: with shared addresses, the tail's tokens from this one on follow them, causally.
+        table: the same tokens as whole pages, where they are: a GPU then reads them where they lie, without a copy.
     """
 
     addresses: torch.Tensor
     tail_from: int = 0
+    table: PageTable | None = None
+
+    @classmethod
+    def of_pages(cls, pages: Pages, chosen: torch.Tensor) -> "Selection":
+        """Whole pages and the tail.
+
+        Args:
+            pages: the corpus.
+            chosen: page numbers [n] int64, in reading order.
+        """
+        # Padded to a power of two, so that tables of about the same length are read by the same launch.
+        padding = (1 << max(len(chosen) - 1, 0).bit_length()) - len(chosen)
+        padded = torch.nn.functional.pad(chosen, (0, padding), value=-1)
+        return cls(pages.addresses_of(chosen), table=page_table(padded, pages.filled))
 
 
 @dataclass
@@ -84,10 +100,12 @@ class Reader(ABC):
     Attributes:
         evidence: [P] float32, how much each page was asked for, once the prompt has been read; None without pages.
         chunk: tokens of a prompt that are read at a time.
+        settled: whether every token after the prompt reads what the prompt read, and what was written since.
     """
 
     evidence: torch.Tensor | None = None
     chunk: int = 1024
+    settled: bool = False
 
     def cited(self, most: int = 5) -> torch.Tensor:
         """The pages that an answer rests on, [n] int64, rising: those with the most evidence."""

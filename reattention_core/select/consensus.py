@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from pydantic import Field
 
-from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import ContextTooLongError
 from reattention_core.select.base import Context, Question, Reader, Selection, Selector
-from reattention_core.select.fixed import Everything
+from reattention_core.select.fixed import Everything, Settled
 from reattention_core.select.reattention import ReAttention
 from reattention_kernels import page_evidence
 
@@ -102,19 +101,13 @@ def _mass(pages: Pages, queries: Sequence[torch.Tensor], scaling: Sequence[float
         yield page_evidence(query, pages.scan(layer), filled, scaling[layer])
 
 
-class _Reader(Reader):
+class _Reader(Settled):
     """The sink and the chosen pages, the same for all layers and all tokens of the answer."""
 
     def __init__(self, pages: Pages, gain: torch.Tensor, chosen: torch.Tensor) -> None:
-        self.evidence, self._chosen = gain, chosen
         sink = torch.zeros(1, dtype=torch.int64, device=chosen.device)
-        self._selection = Selection(pages.addresses_of(torch.cat([sink, chosen])))
+        super().__init__(Selection.of_pages(pages, torch.cat([sink, chosen])))
+        self.evidence, self._chosen = gain, chosen
 
     def cited(self, most: int = 5) -> torch.Tensor:
         return self._chosen
-
-    def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
-        return self._selection
-
-    def select_local(self, layer: ContextLayer, query: torch.Tensor, width: int) -> Selection:
-        return self._selection

@@ -1,8 +1,11 @@
 """Readings that choose nothing: everything, or the sink and what lies near; they know no scores."""
 
+from dataclasses import replace
+
 import torch
 
 from reattention_core.cache.kv_cache import ContextLayer
+from reattention_core.cache.pages import Pages
 from reattention_core.select.base import Reader, Selection
 
 
@@ -15,8 +18,11 @@ class Everything(Reader):
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         """All pages and the whole tail."""
         if self._selection is None:
-            addresses = torch.empty(0, dtype=torch.int64, device=query.device)
-            self._selection = Selection(addresses if layer.pages is None else layer.pages.addresses)
+            pages = layer.pages
+            if pages is None:
+                self._selection = Selection(torch.empty(0, dtype=torch.int64, device=query.device))
+            else:
+                self._selection = Selection.of_pages(pages, torch.arange(pages.n_pages, device=query.device))
         return self._selection
 
 
@@ -24,24 +30,45 @@ class SinkAndLocal(Reader):
     """The first page and the newest tokens: how one document is read by itself (StreamingLLM, arXiv 2309.17453).
 
     Args:
-        sink: [n] int64, addresses that every token sees, positioned before the document.
+        sink: the page that every token sees, positioned before the document.
         before: tokens before the chunk being run that it sees besides.
     """
 
-    def __init__(self, sink: torch.Tensor, before: int) -> None:
-        self._sink, self._before = sink, before
-        self._selection = Selection(sink)
+    def __init__(self, sink: Pages, before: int) -> None:
+        self._before = before
+        self._whole = self._selection = Selection.of_pages(sink, torch.arange(sink.n_pages, device=sink.filled.device))
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         """The sink, then the tail's newest tokens."""
         tail_from = max(0, layer.n_tail - query.shape[2] - self._before)
         if tail_from != self._selection.tail_from:
-            self._selection = Selection(self._sink, tail_from)
+            self._selection = replace(self._whole, tail_from=tail_from)
         return self._selection
 
     def select_local(self, layer: ContextLayer, query: torch.Tensor, width: int) -> Selection:
         """The same: the sink stands right before the document, and the layer's own width is applied on top."""
         return self.select(layer, query)
+
+
+class Settled(Reader):
+    """One selection, whatever is asked.
+
+    Args:
+        selection: what every layer reads before its tail.
+    """
+
+    settled = True
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
+        """The selection."""
+        return self._selection
+
+    def select_local(self, layer: ContextLayer, query: torch.Tensor, width: int) -> Selection:
+        """The selection; the layer's own width is applied on top."""
+        return self._selection
 
 
 class Recording(Reader):

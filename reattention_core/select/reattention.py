@@ -92,7 +92,7 @@ class _Reader(Reader):
         first, last = rule.global_size, len(sequence) - rule.local_size
         if last <= first:
             return self._everything.select(layer, query)
-        kept, votes = self._vote(layer, query[0], sequence, first, last)
+        kept, votes = self._vote(layer, query, sequence, first, last)
         spans = kept[:, None] + torch.arange(rule.span, device=device) - rule.span // 2
         spans = spans[(spans >= first) & (spans < last)].unique()
         self._remember(layer, sequence[kept], votes)
@@ -108,20 +108,22 @@ class _Reader(Reader):
         found = []
         if layer.pages is not None:
             keys = layer.pages.scan(layer.index).flatten(1, 2)
-            found.append((keys, 0))
-        found.append((layer.tail_keys.tokens[0], layer.n_slots))
+            found.append((keys[None], 0))
+        found.append((layer.tail_keys.tokens, layer.n_slots))
         scores, addresses = [], []
         for keys, offset in found:
-            allowed = torch.zeros(keys.shape[1], dtype=torch.bool, device=query.device)
-            inside = middle[(middle >= offset) & (middle < offset + keys.shape[1])] - offset
+            allowed = torch.zeros(keys.shape[2], dtype=torch.bool, device=query.device)
+            inside = middle[(middle >= offset) & (middle < offset + keys.shape[2])] - offset
             allowed[inside] = True
             if len(inside):
                 score, index = select_topk(query, keys, self._rule.top_k, allowed)
                 scores.append(score)
-                addresses.append(index + offset)
+                addresses.append(torch.where(index >= 0, index + offset, -1))
         order = torch.cat(scores, -1).sort(dim=-1, descending=True, stable=True).indices
-        chosen = torch.cat(addresses, -1).gather(-1, order[..., : self._rule.top_k])
-        return most_voted(torch.searchsorted(sequence, chosen), self._rule.recall_clip)
+        chosen = torch.cat(addresses, -1).gather(-1, order[..., : self._rule.top_k]).reshape(1, -1)
+        ranks = torch.where(chosen >= 0, torch.searchsorted(sequence, chosen), -1)
+        kept, votes = most_voted(ranks, len(sequence), self._rule.recall_clip)
+        return kept[kept >= 0], votes[kept >= 0]
 
     def _remember(self, layer: ContextLayer, addresses: torch.Tensor, votes: torch.Tensor) -> None:
         """Count the votes of each page as evidence."""

@@ -33,6 +33,8 @@ def test_family_keeps_its_logits(family: str) -> None:
         stock = model(IDS, use_cache=False).logits
     with Attachment(model) as attachment:
         assert worst(attached_logits(attachment, IDS), stock) <= 1e-4
+        known = [rotation.angles(torch.empty(0), 64) is not None for rotation in attachment.rotations]
+        assert all(known) is (family != "nanochat"), "whether the fused kernel can rotate as this family does"
     with torch.inference_mode():
         assert torch.equal(model(IDS, use_cache=False).logits, stock)
 

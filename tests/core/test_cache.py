@@ -90,11 +90,10 @@ def written(dtype: torch.dtype = torch.float32) -> tuple[Pages, dict[int, tuple[
     pages = Pages.allocate([(2, 4, 3), (1, 2, 2)], torch.tensor(FIRST), dtype, CPU)
     held = {}
     for start, n in zip(STARTS, DOCUMENTS, strict=True):
-        pages.write(0, start, torch.randn(2, n, 4), torch.randn(2, n, 3))
+        at, length = torch.tensor([start]), torch.tensor([n])
+        pages.write(0, at, length, torch.randn(1, 2, n, 4), torch.randn(1, 2, n, 3))
         key, value = torch.randn(1, n, 2), torch.randn(1, n, 2)
-        for begin in range(0, n, 20):
-            part = slice(begin, begin + 20)
-            pages.write(1, start + begin, key[:, part], value[:, part])
+        pages.write(1, at, length, key[None], value[None])
         pages.fill(start, n)
         held.update({start + i: (key[:, i], value[:, i]) for i in range(n)})
     return pages, held
@@ -137,7 +136,7 @@ def test_addresses_of_some_pages_follow_the_order_of_the_pages() -> None:
 def test_pages_convert_what_is_written_to_their_own_type() -> None:
     pages = Pages.allocate([(1, 2, 2)], torch.tensor([0]), torch.bfloat16, CPU)
     key = torch.randn(1, 3, 2)
-    pages.write(0, 0, key, key)
+    pages.write(0, torch.tensor([0]), torch.tensor([3]), key[None], key[None])
     keys, values = pages.gather(0, torch.arange(3))
     assert torch.equal(keys, key.bfloat16())
     assert torch.equal(values, key.bfloat16())
@@ -370,7 +369,8 @@ def test_two_caches_over_the_same_pages_share_them_and_change_nothing(model: Pre
     with Attachment(model) as attachment:
         pages = Pages.allocate(attachment.shapes, torch.tensor([0, 1, 1]), torch.float32, CPU)
         for index in range(2):
-            pages.write(index, 0, torch.randn(2, 90, 16), torch.randn(2, 90, 16))
+            new = torch.randn(2, 1, 2, 90, 16)
+            pages.write(index, torch.tensor([0]), torch.tensor([90]), new[0], new[1])
         pages.fill(0, 90)
         before = [t.clone() for t in (*pages.keys, *pages.values, pages.filled, pages.first)]
         one, other, alone = (ContextCache(2, Everything(), attachment.window, pages) for _ in range(3))

@@ -419,13 +419,13 @@ def test_sources_quote_their_documents_and_come_by_falling_score(engine: Engine,
 
 def test_a_page_of_white_space_alone_is_no_source() -> None:
     document = Document(text="\n" * 32 + "The end.")
-    spans = [*((i, i + 1) for i in range(32)), (32, 40)]
+    spans = torch.tensor([*((i, i + 1) for i in range(32)), (32, 40)])
     assert passages([ReadDocument(document, spans, PAGE)], [1], [0.0, 1.0, 0.0]) == []
 
 
 @pytest.mark.parametrize("character", ["漢", "x"])
 def test_a_source_in_a_text_without_spaces_is_not_the_whole_text(character: str) -> None:
-    spans = [(i, i + 1) for i in range(40 * PAGE)]
+    spans = torch.tensor([(i, i + 1) for i in range(40 * PAGE)])
     document = ReadDocument(Document(text=character * len(spans)), spans, PAGE)
     (source,) = passages([document], [20], [0.0] * 20 + [1.0] + [0.0] * 20)
     assert source.start <= 19 * PAGE < 20 * PAGE <= source.end

@@ -139,7 +139,7 @@ def test_how_many_documents_are_read_at_once_changes_nothing(
     with Engine(model, tokenizer, config, tmp_path) as engine:
         corpus = engine.ingest(TEXTS, progress=False)
         for number, document in enumerate(corpus.documents):
-            ids = engine.tokens.encode_document(document.document).ids
+            ids = engine.tokens.encode_documents([document.document])[0].ids
             expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
             assert worst(keys_and_values(corpus, number), expected) < 1e-5
 
@@ -149,7 +149,7 @@ def test_a_document_within_reach_is_read_by_one_plain_pass_behind_the_sink(engin
     corpus = engine.ingest(text_of(300, 5), progress=False)
     document = corpus.documents[0]
     assert 240 < document.n_tokens <= 480
-    ids = engine.tokens.encode_document(document.document).ids
+    ids = engine.tokens.encode_documents([document.document])[0].ids
     expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
     assert worst(keys_and_values(corpus, 0), expected) < 1e-5
 
@@ -177,7 +177,7 @@ def test_a_long_document_is_read_at_positions_inside_the_window(
     document = corpus.documents[0]
     assert document.n_tokens > (64 if words == 120 else 512)
     assert max(ends) == PAGE + 64
-    ids = short.tokens.encode_document(document.document).ids
+    ids = short.tokens.encode_documents([document.document])[0].ids
     near = [x[:, PAGE:] for x in plain_forward(short, short._sink + ids[:64])]
     assert worst([x[:, :64] for x in keys_and_values(corpus, 0)], near) < 1e-5
     assert all(layer.isfinite().all() for layer in keys_and_values(corpus, 0))
@@ -200,7 +200,7 @@ def test_a_token_sees_its_document_as_far_back_as_reach_and_no_further(short: En
 def test_joint_documents_that_fit_the_window_are_read_by_one_plain_pass(engine: Engine) -> None:
     wide = ReAttention(global_size=32, local_size=448, span=32, recall_clip=1, chunk_size=50)
     corpus = engine.ingest(TEXTS, mode="joint", strategy=wide, progress=False)
-    ids = [i for d in corpus.documents for i in engine.tokens.encode_document(d.document).ids]
+    ids = [i for d in corpus.documents for i in engine.tokens.encode_documents([d.document])[0].ids]
     assert len(ids) <= 448
     expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
     ours = [keys_and_values(corpus, number) for number in range(len(TEXTS))]

@@ -126,7 +126,7 @@ def pages_of(texts: list[Text], rule: LongHeads, heads: int, groups: int) -> tup
     addresses, start = [], 0
     for text in texts:
         n = text.key.shape[1]
-        pages.write(0, start, text.key, text.value)
+        pages.write(0, torch.tensor([start]), torch.tensor([n]), text.key[None], text.value[None])
         pages.summarise(0, start, rule.summarise(text.query, text.key, text.value, ROTATION, SCALING))
         pages.fill(start, n)
         addresses += [start + i for i in range(n)]
@@ -331,7 +331,7 @@ def test_ingest_gives_the_rule_the_documents_own_unrotated_queries(engine: Engin
         model = engine.attachment.model.model
         layer = model.layers[0]
         for document in corpus.documents:
-            ids = torch.tensor(engine.tokens.encode_document(document.document).ids)
+            ids = torch.tensor(engine.tokens.encode_documents([document.document])[0].ids)
             with torch.inference_mode():
                 query = layer.self_attn.q_proj(layer.input_layernorm(model.embed_tokens(ids)))
             expected = query.unflatten(-1, (4, 16)).transpose(0, 1)

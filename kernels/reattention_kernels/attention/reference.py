@@ -38,6 +38,12 @@ def attend(
     reach = width if sliding_window is None else min(sliding_window, width)
     if plain and hidden is None and reach == width and (rows == width or rows == 1):
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=rows > 1, enable_gqa=grouped)
+    if plain and hidden is None and reach == width and query.is_cuda:
+        # No mask in memory, so that flash attention can take it. Imported here, as it brings torch's compiler along.
+        from torch.nn.attention.bias import causal_lower_right
+
+        bias = causal_lower_right(rows, width)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=grouped)
     mask = _causal(rows, width, reach, query.dtype, query.device)
     if hidden is not None:
         mask = mask.masked_fill(hidden, float("-inf"))

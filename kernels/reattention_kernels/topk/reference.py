@@ -6,48 +6,56 @@ the whole score matrix is never in memory; they are taken in float32 whatever th
 
 import torch
 
+from reattention_kernels.key_index import KeyIndex
+
 BLOCK = 8192
-"""Keys scored at a time: H x Q x BLOCK float32 scores exist at once."""
+"""Keys scored at a time: B x H x Q x BLOCK float32 scores exist at once."""
 
 
 def select_topk(
-    query: torch.Tensor, key: torch.Tensor, k: int, allowed: torch.Tensor | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    k: int,
+    allowed: torch.Tensor | None = None,
+    index: KeyIndex | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and indices of the k best keys of every query; ties go to the lowest index.
 
     Args:
-        query: [H, Q, D], un-rotated.
-        key: [G, N, D], un-rotated; query head h reads key head h // (H // G).
-        k: how many keys to take; with fewer allowed keys than that, as many as there are.
+        query: [B, H, Q, D], un-rotated.
+        key: [B, G, N, D], un-rotated; query head h reads key head h // (H // G).
+        k: how many keys to take.
         allowed: [N] bool, the keys that may be chosen; all of them when left out.
+        index: the keys in 8 bits, N = P · T (B is 1). A kernel may look through it first and then find an approximate
+            choice of keys in less time; their scores are exact. Here it changes nothing.
 
     Returns:
-        Scores [H, Q, k] float32 in falling order, and their key indices [H, Q, k] int64.
+        Scores [B, H, Q, k] float32 in falling order, and their key indices [B, H, Q, k] int64. With fewer allowed keys
+        than k, the last columns are -inf and -1.
     """
-    heads, rows, dim = query.shape
-    groups, n, _ = key.shape
-    grouped = query.float().reshape(groups, (heads // groups) * rows, dim)
-    k = min(k, n if allowed is None else int(allowed.sum()))
-    best = query.new_empty((groups, grouped.shape[1], 0), dtype=torch.float32)
-    where = torch.empty_like(best, dtype=torch.int64)
-    for start in range(0, n, BLOCK):
+    batch, heads, rows, dim = query.shape
+    groups, n = key.shape[1], key.shape[2]
+    grouped = query.float().reshape(batch, groups, (heads // groups) * rows, dim)
+    best = grouped.new_full((*grouped.shape[:3], k), float("-inf"))
+    where = torch.full_like(best, -1, dtype=torch.int64)
+    for start in range(0, n if k else 0, BLOCK):
         block = slice(start, start + BLOCK)
-        if k == 0 or (allowed is not None and not allowed[block].any()):
-            continue
-        scores = grouped @ key[:, block].float().transpose(1, 2)
+        scores = grouped @ key[:, :, block].float().transpose(2, 3)
         if allowed is not None:
             scores.masked_fill_(~allowed[block], float("-inf"))
-        top, index = _topk_lowest_index(scores, min(k, scores.shape[-1]))
+        top, found = _topk_lowest_index(scores, min(k, scores.shape[-1]))
+        found = (found + start).masked_fill(top == float("-inf"), -1)
         # Earlier blocks stand first and hold the lower indices, so a stable sort keeps the tie rule.
         merged, order = torch.cat([best, top], -1).sort(dim=-1, descending=True, stable=True)
-        best, where = merged[..., :k], torch.cat([where, index + start], -1).gather(-1, order[..., :k])
-    return best.reshape(heads, rows, k), where.reshape(heads, rows, k)
+        best, where = merged[..., :k], torch.cat([where, found], -1).gather(-1, order[..., :k])
+    return best.reshape(batch, heads, rows, k), where.reshape(batch, heads, rows, k)
 
 
 def _topk_lowest_index(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`torch.topk` with ties to the lowest index, in falling order of score, then rising index."""
     top, index = scores.topk(k, -1)
-    tied = (scores == top[..., -1:]).sum(-1) > (top == top[..., -1:]).sum(-1)
+    edge = top[..., -1:]
+    tied = (edge.squeeze(-1) > float("-inf")) & ((scores == edge).sum(-1) > (top == edge).sum(-1))
     if tied.any():
         # torch.topk may keep any of several equal scores at the edge: sort those rows in full.
         rows, order = scores[tied].sort(dim=-1, descending=True, stable=True)
@@ -55,3 +63,30 @@ def _topk_lowest_index(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torc
     index, order = index.sort(-1)
     top, order = top.gather(-1, order).sort(dim=-1, descending=True, stable=True)
     return top, index.gather(-1, order)
+
+
+def one_per_block(query: torch.Tensor, key: torch.Tensor, k: int, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of the best keys of each block: the approximate rule of the authors' released kernel.
+
+    It misses a key whose block holds a better one, so neighbours never stand together in the choice.
+
+    Args:
+        query: [B, H, Q, D], un-rotated.
+        key: [B, G, N, D], un-rotated.
+        k: how many keys to take.
+        size: keys in a block.
+
+    Returns:
+        As `select_topk`.
+    """
+    batch, heads, rows, dim = query.shape
+    groups, n = key.shape[1], key.shape[2]
+    grouped = query.float().reshape(batch, groups, (heads // groups) * rows, dim)
+    scores = torch.nn.functional.pad(grouped @ key.float().transpose(2, 3), (0, -n % size), value=float("-inf"))
+    top, place = scores.unflatten(-1, (-1, size)).max(-1)
+    place = place + torch.arange(0, scores.shape[-1], size, device=key.device)
+    top = torch.nn.functional.pad(top, (0, max(0, k - top.shape[-1])), value=float("-inf"))
+    place = torch.nn.functional.pad(place, (0, max(0, k - place.shape[-1])), value=-1)
+    best, order = top.sort(dim=-1, descending=True, stable=True)
+    found = place.gather(-1, order)
+    return best[..., :k].reshape(batch, heads, rows, k), found[..., :k].reshape(batch, heads, rows, k)

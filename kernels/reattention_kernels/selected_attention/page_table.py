@@ -1,0 +1,35 @@
+"""Which pages a window is made of and where each begins in it; knows no keys and no queries."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class PageTable(NamedTuple):
+    """The selected pages of a window in reading order; built once for a selection and read by every layer.
+
+    Attributes:
+        pages: [n] int32 for all key-value heads, or [G, n] with pages of its own for each; -1 is padding.
+        starts: like `pages`, the window position of each entry's first token.
+        total: [1] or [G] int32, tokens in all entries.
+    """
+
+    pages: torch.Tensor
+    starts: torch.Tensor
+    total: torch.Tensor
+
+
+def page_table(pages: torch.Tensor, filled: torch.Tensor) -> PageTable:
+    """The table of some pages, computed on their device without waiting for it.
+
+    Args:
+        pages: [n] or [G, n], integers; -1 is padding, anywhere.
+        filled: [P] int64, filled slots of every page.
+    """
+    tokens = torch.where(pages >= 0, filled[pages.clamp(min=0)], 0)
+    ends = tokens.cumsum(-1)
+    return PageTable(
+        pages.to(torch.int32).contiguous(),
+        (ends - tokens).to(torch.int32),
+        tokens.sum(-1).reshape(-1).to(torch.int32),
+    )

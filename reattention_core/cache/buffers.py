@@ -1,0 +1,98 @@
+"""The cache of a recorded forward pass: tails of fixed size, written where the device says; knows no recording.
+
+A CUDA graph replays the same launches on the same memory, so how long the tail is must stand on the device, and the tail
+itself may not move.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from reattention_core.cache.kv_cache import ContextCache, ContextLayer
+from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.select.base import Reader
+from reattention_kernels import PageTable
+
+
+class BufferLayer(ContextLayer):
+    """A layer whose tail is a buffer.
+
+    Args:
+        index: which layer of the model this is.
+        pages: the corpus below the tail.
+        shape: (G, key D, value D).
+        room: tokens of the buffer.
+        like: a tensor of the tail's type and device.
+        position: [n] int64, where the pass writes its n tokens.
+        most: tokens the tail may have in any question, as far as attention must have angles for them.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        pages: Pages,
+        shape: tuple[int, int, int],
+        room: int,
+        like: torch.Tensor,
+        position: torch.Tensor,
+        most: int,
+    ) -> None:
+        super().__init__(index, pages, room)
+        groups, key_dim, value_dim = shape
+        # Zeros, as nothing read by mistake may be NaN; full from the start, as its length is on the device alone.
+        self.tail_keys.append(like.new_zeros(1, groups, room, key_dim))
+        self.tail_values.append(like.new_zeros(1, groups, room, value_dim))
+        self._position, self._most = position, most
+
+    @property
+    def n_tail(self) -> int:
+        """The most it may come to in any question."""
+        return self._most
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the pass's keys and values [1, G, n, D] at its positions."""
+        self.is_initialized = True
+        self.tail_keys.storage.index_copy_(2, self._position, key_states)
+        self.tail_values.storage.index_copy_(2, self._position, value_states)
+        return key_states, value_states
+
+
+class BufferCache(ContextCache):
+    """The layers of a recorded pass.
+
+    Args:
+        shapes: (G, key D, value D) of every layer.
+        reader: what is read; it must answer alike in every replay.
+        window: tokens the model was trained on.
+        pages: the corpus.
+        table: the pages that the reader's selection names, whose content may change between replays.
+        like: a tensor of the tail's type and device.
+        room: tokens of the tail.
+        position: [n] int64, where the pass writes its n tokens.
+        count: [1] int32, tokens of the tail after the pass.
+    """
+
+    layers: list[BufferLayer]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int, int]],
+        reader: Reader,
+        window: int,
+        pages: Pages,
+        table: PageTable,
+        like: torch.Tensor,
+        room: int,
+        position: torch.Tensor,
+        count: torch.Tensor,
+    ) -> None:
+        super().__init__(0, reader, window, pages)
+        most = min(window, len(table.pages) * PAGE + room)
+        self.layers = [BufferLayer(i, pages, shape, room, like, position, most) for i, shape in enumerate(shapes)]
+        self._counted = count
+
+    def count(self, layer: ContextLayer) -> torch.Tensor:
+        """Tokens of the tail, as the device knows them."""
+        return self._counted

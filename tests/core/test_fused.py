@@ -1,0 +1,85 @@
+"""Pages read where they lie give what a gathered window gives; on a GPU recorded passes give what run ones give."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from reattention_core import Engine
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.cache.pages import Pages
+from reattention_core.models.attach import Attachment
+from reattention_core.select.base import Selection
+from reattention_core.select.fixed import Settled
+from tests.core.families import FAMILIES, build
+
+IDS = torch.tensor([[5, 9, 33, 71, 2, 90, 14, 14, 60, 8, 27, 101, 3, 44, 45, 46, 80, 12, 6, 99, 31, 7, 64, 23]])
+
+FUSED = ["llama", "llama-yarn", "gpt_oss", "gemma2", "cohere", "glm", "phi3", "stablelm", "qwen2-window", "smollm3"]
+"""One of each: plain, scaled, sinks, soft cap, interleaved, partial either way, a window, layers without positions."""
+
+UNKNOWN = ["nanochat"]
+"""Families that rotate in a way the kernel does not know."""
+
+
+def pages_for(attachment: Attachment) -> Pages:
+    """Four pages of random keys and values: the sink, a document of 40 tokens, one of 20."""
+    pages = Pages.allocate(attachment.shapes, torch.tensor([0, 1, 1, 3]), torch.float32, torch.device("cpu"))
+    for tensor in (*pages.keys, *pages.values):
+        tensor.normal_()
+    for start, n in ((0, 32), (32, 40), (96, 20)):
+        pages.fill(start, n)
+    return pages
+
+
+@torch.inference_mode()
+def logits(attachment: Attachment, pages: Pages) -> torch.Tensor:
+    """Through the cache in chunks of 7, over the sink and the pages 1 and 3."""
+    reader = Settled(Selection.of_pages(pages, torch.tensor([0, 1, 3])))
+    cache = ContextCache(len(attachment.shapes), reader, attachment.window, pages)
+    return torch.cat([attachment.model(c, past_key_values=cache, use_cache=True).logits for c in IDS.split(7, 1)], 1)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_the_fused_kernel_gives_the_same_logits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Attachment(build(family, FAMILIES[family])) as attachment:
+        pages = pages_for(attachment)
+        assert all(rotation.angles(torch.empty(0), 64) is not None for rotation in attachment.rotations)
+        monkeypatch.setenv("REATTENTION_KERNELS", "reference")
+        gathered = logits(attachment, pages)
+        monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+        fused = logits(attachment, pages)
+    assert not torch.equal(fused, gathered), "the kernel did not run"
+    assert (fused - gathered).abs().max() <= 1e-4 * gathered.abs().max()
+
+
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_an_unknown_rotation_is_gathered(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Attachment(build(family, FAMILIES[family])) as attachment:
+        pages = pages_for(attachment)
+        monkeypatch.setenv("REATTENTION_KERNELS", "reference")
+        gathered = logits(attachment, pages)
+        monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+        assert torch.equal(logits(attachment, pages), gathered)
+
+
+DOCUMENTS = [f"The {animal} lives in the {place}. " * 12 for animal, place in (("fox", "wood"), ("seal", "sea"))]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("question", ["Where does the fox live?", "Where? " * 20])
+def test_recorded_passes_write_the_same_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str
+) -> None:
+    model = model.to("cuda", torch.bfloat16)
+    answers, evidence = [], []
+    for graphs in (False, True):
+        with Engine(model, tokenizer) as engine:
+            engine.config = engine.config.model_copy(update={"cuda_graphs": graphs, "stop": ()})
+            corpus = engine.ingest(DOCUMENTS, progress=False)
+            for _ in range(3):  # recorded, replayed, replayed
+                answer = corpus.ask(question, max_new_tokens=24, stop=())
+                answers.append(answer.text)
+                evidence.append([(s.document_id, round(s.score, 3)) for s in answer.sources])
+    assert len(set(answers)) == 1, answers
+    assert all(found == evidence[0] for found in evidence), evidence
+    assert answer.usage.completion_tokens == 24
