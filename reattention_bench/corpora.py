@@ -18,8 +18,10 @@ from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
 from reattention_core.errors import ReAttentionError
+from reattention_core.progress import Progress
 from reattention_core.select import Selector
 from reattention_core.sources import ReadDocument
+from reattention_core.tokens import NO_SPAN
 
 Mode = Literal["independent", "joint"]
 
@@ -32,10 +34,18 @@ class Corpora:
         group: documents and cases.
         mode: of ingest.
         rules: of all methods that will ask; one that sums up chunks decides how the others' documents are read too.
+        progress: called with the tokens read and the tokens there are while documents are read.
     """
 
-    def __init__(self, engine: Engine, group: Group, mode: Mode, rules: Sequence[Selector]) -> None:
-        self._engine, self._group, self._mode = engine, group, mode
+    def __init__(
+        self,
+        engine: Engine,
+        group: Group,
+        mode: Mode,
+        rules: Sequence[Selector],
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self._engine, self._group, self._mode, self._progress = engine, group, mode, progress
         self._summing = next((rule for rule in rules if rule.summary_size), None)
         self._read: dict[str, tuple[Corpus, float]] = {}
 
@@ -74,7 +84,7 @@ class Corpora:
             documents,  # type: ignore[arg-type]
             mode=self._mode,
             strategy=self._strategy(rule),
-            progress=False,
+            progress=self._progress,
         )
         return corpus, time.perf_counter() - began
 
@@ -103,7 +113,9 @@ def changed(engine: Engine, corpus: Corpus, case: Case, strategy: Selector | Non
         old = documents[number]
         if new.n_tokens > old.n_tokens:
             raise ReAttentionError(f"document {number} has {new.n_tokens} tokens, there is room for {old.n_tokens}")
-        documents[number] = ReadDocument(new.document, new.spans, old.start)
+        # Slots that stay empty belong to it still, though they hold no text: a rule may cite their page.
+        empty = [NO_SPAN] * (old.n_tokens - new.n_tokens)
+        documents[number] = ReadDocument(new.document, [*new.spans, *empty], old.start)
         at, own = _pages_of(old), _pages_of(new)
         over = slice(at.start, at.start + own.stop - own.start)
         filled[at] = 0

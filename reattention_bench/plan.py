@@ -23,7 +23,7 @@ from reattention_core.errors import InvalidRequestError
 from reattention_core.models.loading import BUNDLED, load_tokenizer
 from reattention_core.tokens import PlainTokenizer
 
-CPU_CORPUS = 300_000
+CPU_CORPUS = 350_000
 """Tokens that a CPU reads in about a quarter of an hour."""
 
 CPU_QUADRATIC = 20_000

@@ -86,7 +86,7 @@ class _Runner:
         self._engine.config = self._config.model_copy(update={"question_form": form})
         window = self._engine.window
         rules = {m.label: rule for _, methods in left for m in methods if (rule := m.selector(window)) is not None}
-        corpora = Corpora(self._engine, group, self._plan.mode, list(rules.values()))
+        corpora = Corpora(self._engine, group, self._plan.mode, list(rules.values()), self._reading)
         for case, methods in left:
             over = [m for m in methods if m.over and not task.reads]
             for method in methods:
@@ -96,6 +96,10 @@ class _Runner:
                 same = [m for m in over if corpora.key(rules[m.label]) == key]
                 self._over(Lab(self._engine, task, group), case, same, corpora, rules[same[0].label])
         self._engine.config = self._config
+
+    def _reading(self, done: int, total: int) -> None:
+        """Shows how far the documents are read, which may take longer than all answers."""
+        self._bar.set_postfix_str(f"read {done:,} of {total:,} tokens" if done < total else "")
 
     def _over(self, lab: Lab, case: Case, methods: list[Method], corpora: Corpora, rule: Selector) -> None:
         """Methods over the same corpus."""

@@ -142,4 +142,9 @@ class ByEmbeddings(Retrieval):
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         super().__init__(parameters)
-        self.ranker = Embeddings.shared()
+        self.ranker: Embeddings = Embeddings.shared()
+
+    def answer(self, lab: Lab, case: Case) -> Answered:
+        """Rank all passages, and ask over the best."""
+        self.ranker.learn(lab.group)
+        return super().answer(lab, case)

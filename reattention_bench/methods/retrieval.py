@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from typing_extensions import Self
 
+from reattention_bench.case import Group
 from reattention_bench.extras import need
 from reattention_core.documents import Document
 from reattention_core.home import home
@@ -123,11 +124,23 @@ class Embeddings(Ranker):
         self._model: Any = None
         self._key: tuple[int, ...] = ()
         self._matrix: Any = None
+        self._learned: Group | None = None
         if self._file.is_file():
             with np.load(self._file) as saved:
                 self._vectors = dict(zip(saved["keys"].tolist(), saved["vectors"].astype(np.float32), strict=True))
         else:
             self._load()  # a missing package is told before the first case
+
+    def learn(self, group: Group) -> None:
+        """Have the vectors of all passages and questions of a group, and keep them on disk."""
+        if group is self._learned:
+            return
+        found = {passage.whole for case in group.cases for passage in passages(group.of(case))}
+        wanted = sorted(found | {case.query for case in group.cases})
+        if any(_name(text) not in self._vectors for text in wanted):
+            self.vectors(wanted)
+            self.save()
+        self._learned = group
 
     def scores(self, texts: Sequence[str], query: str) -> "np.ndarray[Any, Any]":
         """Cosine of each text with the query."""
@@ -137,8 +150,8 @@ class Embeddings(Ranker):
         return self._matrix @ self.vectors([query])[0]  # type: ignore[no-any-return]
 
     def vectors(self, texts: Sequence[str]) -> "np.ndarray[Any, Any]":
-        """Vectors of length 1, [n, 384] float32; new ones are kept on disk."""
-        names = [hashlib.sha256(text.encode()).hexdigest()[:24] for text in texts]
+        """Vectors of length 1, [n, 384] float32."""
+        names = [_name(text) for text in texts]
         missing = {name: text for name, text in zip(names, texts, strict=True) if name not in self._vectors}
         if missing:
             model, tokenizer = self._load()
@@ -148,8 +161,6 @@ class Embeddings(Ranker):
             for start in tqdm(starts, desc="embedding", unit="batch", disable=None if len(order) > 64 else True):
                 part = order[start : start + 32]
                 self._vectors.update(zip(part, _embed(model, tokenizer, [missing[n] for n in part]), strict=True))
-            if len(missing) > 64:
-                self.save()
         return np.stack([self._vectors[name] for name in names])
 
     def save(self) -> None:
@@ -170,6 +181,11 @@ class Embeddings(Ranker):
             model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
             self._model = model, AutoTokenizer.from_pretrained(folder)
         return self._model
+
+
+def _name(text: str) -> str:
+    """What a text's vector is kept under."""
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @torch.inference_mode()

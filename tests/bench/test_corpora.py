@@ -12,7 +12,7 @@ from reattention_core.cache.pages import Pages
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document
 from reattention_core.errors import ReAttentionError
-from reattention_core.select import Selector
+from reattention_core.select import Context, Reader, Selector
 
 TEXTS = [
     f"Report number {n}. The quick brown fox jumps over the lazy dog, {n} times or more than that." * 3
@@ -42,7 +42,7 @@ def test_pages_are_those_of_a_whole_ingest(engine: Engine, rule: Selector | None
     with changed(engine, corpus, CASE, rule) as own:
         assert same(held(own.pages), held(whole.pages))
         assert not same(held(own.pages), before)
-        assert own.n_tokens == whole.n_tokens
+        assert own.pages.filled.sum() == whole.pages.filled.sum()
         assert [d.document.text for d in own.documents] == [d.document.text for d in whole.documents]
         if rule is not None:
             first = own.documents[1].start // 32
@@ -100,3 +100,24 @@ def test_a_group_is_read_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
                 assert seconds > 0
         assert sizes == expected
         sizes.clear()
+
+
+def test_a_page_left_empty_may_be_cited(engine: Engine) -> None:
+    """LongHeads votes for whole chunks, the empty end of a shorter document included."""
+    rule = LongHeads.for_window(512)
+    corpus = engine.ingest(DOCUMENTS, strategy=rule, progress=False)
+    case = Case("t", 0, 0, "tune", changes={n: Document(text="Short.", id=str(n)) for n in range(1, 5)})
+    with changed(engine, corpus, case, rule) as own:
+        answer = own.ask("What is the pass key?", strategy=Everywhere(**rule.model_dump()))
+    assert {source.quote for source in answer.sources} >= {"Short."}
+
+
+class Everywhere(LongHeads):
+    """Cites every page."""
+
+    def reader(self, context: Context) -> Reader:
+        reader = super().reader(context)
+        assert context.pages is not None
+        pages = torch.arange(context.pages.n_pages)
+        reader.cited = lambda most=5: pages  # type: ignore[method-assign]
+        return reader

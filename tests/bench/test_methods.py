@@ -152,10 +152,10 @@ def test_embeddings_understand_other_words_and_keep_their_vectors(
     monkeypatch.setenv("REATTENTION_HOME", str(tmp_path))
     ranker = retrieval.Embeddings()
     query = "Which animals travel by boat?"
+    ranker.learn(Group([Document(text=text, id=text[:9]) for text in TEXTS], [Case("t", 0, 0, "tune", query=query)]))
     scores = ranker.scores(TEXTS, query)
     assert scores.argmax() == 1
     assert abs((ranker.vectors(TEXTS) ** 2).sum(1) - 1).max() < 1e-4
-    ranker.save()
     monkeypatch.setattr(retrieval.Embeddings, "_load", lambda self: pytest.fail("the model was loaded"))
     assert abs(retrieval.Embeddings().scores(TEXTS, query) - scores).max() < 1e-2
 

@@ -21,13 +21,13 @@ from reattention_bench.run import run
 from reattention_core import Config, Engine
 from reattention_core.errors import CapacityError
 
-METHODS = ["consensus", "sink-local", "closed", "bm25:k=1", "full"]
+METHODS = ["consensus", "longheads", "sink-local", "closed", "bm25:k=1", "full"]
 SIZE = Size(lengths=(240, 480), draws=2, haystack="noise")
 
 
 @pytest.fixture
 def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """Twenty cases; documents and passages are small, as the model's window is."""
+    """Twenty-four rows; documents and passages are small, as the model's window is."""
     monkeypatch.setattr(haystack, "PER_DOCUMENT", 250)
     monkeypatch.setattr(retrieval, "WORDS", 20)
     retrieval._parts.cache_clear()
@@ -73,7 +73,7 @@ def test_a_row_for_every_case(plan: Plan, engines: Callable[[], Engine], tmp_pat
         assert row["score"] in ("0", "1")
         assert int(row["tokens"]) > 0
         assert "torch" in row["versions"]
-        assert (row["recall@1"] != "") == (row["method"] in ("consensus", "bm25"))
+        assert (row["recall@1"] != "") == (row["method"] in ("consensus", "longheads", "bm25"))
         assert row["split"] == "report"
     assert {row["recall@1"] for row in rows if row["method"] == "bm25"} == {"1"}
 
@@ -124,15 +124,15 @@ def test_a_failing_method_is_a_row(
     path, whole = tmp_path / "rows.csv", Closed.answer
     monkeypatch.setattr(Closed, "answer", fail)
     rows = measured(path, plan, engines())
-    assert len(rows) == 20
+    assert len(rows) == 24
     failed = [row for row in rows if row["status"] == "failed"]
     assert [row["method"] for row in failed] == ["closed"] * 4
     assert {(row["score"], row["note"]) for row in failed} == {("", "RuntimeError: it\\nbroke")}
     monkeypatch.setattr(Closed, "answer", whole)
-    assert len(measured(path, plan, engines())) == 20, "what failed is not tried again by itself"
+    assert len(measured(path, plan, engines())) == 24, "what failed is not tried again by itself"
     run(plan, Rows(path, retry=True), engines(), progress=False)
     again = list(read(path))
-    assert len(again) == 20
+    assert len(again) == 24
     assert {row["status"] for row in again} == {"ok"}
 
 
@@ -144,9 +144,11 @@ def test_a_corpus_that_cannot_be_read_fails_its_methods_only(
 
     monkeypatch.setattr(Corpora, "_ingest", full)
     rows = measured(tmp_path / "rows.csv", plan, engines())
-    assert len(rows) == 20
+    assert len(rows) == 24
     by_status = {row["method"]: row["status"] for row in rows}
-    assert by_status == {"consensus": "failed", "sink-local": "failed", "closed": "ok", "bm25": "ok", "full": "ok"}
+    assert by_status == {
+        "consensus": "failed", "longheads": "failed", "sink-local": "failed", "closed": "ok", "bm25": "ok", "full": "ok"
+    }  # fmt: skip
     assert {row["note"] for row in rows if row["status"] == "failed"} == {"CapacityError: no room"}
 
 
@@ -170,7 +172,7 @@ def test_every_method_meets_the_same_documents_and_question(
     form = engine.config.question_form
     rows = measured(tmp_path / "rows.csv", plan, engine)
     assert {row["status"] for row in rows} == {"ok"}
-    assert len(seen) == 8
+    assert len(seen) == 12
     assert engine.config.question_form == form
 
 
