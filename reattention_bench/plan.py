@@ -41,7 +41,7 @@ QUICK: dict[str, Any] = {
     "draws": 2,
     "haystack": "noise",
 }
-"""What a CPU does in two or three minutes and without data."""
+"""What a CPU does in about two minutes and without data."""
 
 
 @dataclass(frozen=True)

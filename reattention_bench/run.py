@@ -1,7 +1,6 @@
 """Puts every case to every method and appends the rows; a method that fails is a row that says so."""
 
 import gc
-import importlib.metadata
 import platform
 import subprocess
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tqdm import tqdm
 
 from reattention_bench.case import Case, Group
@@ -20,6 +20,7 @@ from reattention_bench.metrics import recall_at
 from reattention_bench.plan import Plan
 from reattention_bench.rows import RECALL, Row, Rows, number
 from reattention_bench.tasks import Task
+from reattention_core import __version__
 from reattention_core.engine import Engine
 from reattention_core.select import Selector
 
@@ -185,8 +186,7 @@ def _engine(plan: Plan, given: Engine | None) -> Iterator[Engine]:
 
 
 def _versions() -> str:
-    names = ("reattention", "torch", "transformers")
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return f"reattention {__version__} torch {torch.__version__} transformers {transformers.__version__}"
 
 
 def measured_commit() -> str:

@@ -16,6 +16,8 @@ from reattention_core.cli.exits import ending_cleanly
 DATA = Path(__file__).parents[3] / "shared" / "data"
 """Beside a checkout; an installed package must be told."""
 
+SHOWN = "../shared/data beside a checkout"
+
 
 @ending_cleanly()
 def bench(
@@ -40,7 +42,9 @@ def bench(
         Literal["tune", "report", "both"],
         typer.Option(help="Half of the seeds and questions: choose on one, publish the other."),
     ] = "report",
-    data: Annotated[Path, typer.Option(file_okay=False, help="Folder of corpora and texts.")] = DATA,
+    data: Annotated[
+        Path, typer.Option(file_okay=False, show_default=SHOWN, help="Folder of corpora and texts.")
+    ] = DATA,
     haystack: Annotated[str | None, typer.Option(help="essays, noise, needles or the path of a text.")] = None,
     folder: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of rows and report.")] = Path("bench"),
     mode: Annotated[options.Mode, typer.Option(help="How documents are read.")] = "independent",
@@ -52,10 +56,10 @@ def bench(
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
     report: Annotated[bool, typer.Option(help="Whether to write tables, plots and the page at the end.")] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small set for a CPU, without data: two to three minutes.")
+        bool, typer.Option("--quick", help="A small set for a CPU, without data: about two minutes.")
     ] = False,
     names: Annotated[bool, typer.Option("--list", help="Name all tasks and methods, and leave.")] = False,
-    model: options.ModelOption = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, folder or GGUF file.  [default: the bundled one]")] = None,
     device: options.DeviceOption = None,
     dtype: options.DTypeOption = "auto",
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -85,6 +85,7 @@ def test_a_method_that_there_is_not(label: str, message: str) -> None:
         method(label)
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.from_regex("[a-z_]{1,8}", fullmatch=True), st.integers() | st.booleans() | st.sampled_from(["a", "b c"])
