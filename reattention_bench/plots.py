@@ -10,6 +10,21 @@ from reattention_bench.extras import need
 from reattention_bench.rows import RECALL, Row
 from reattention_bench.summary import READING, Line, label, mean, summarise
 
+MARKERS = "osD^v<>pX*"
+
+
+def _marker(number: int) -> dict[str, Any]:
+    """A marker of its own for every method, smaller and smaller, so that equal lines can all be seen."""
+    return {"marker": MARKERS[number % len(MARKERS)], "markersize": max(3.0, 11 - number), "alpha": 0.8}
+
+
+def _show_lengths(axes: Any, lengths: Sequence[int]) -> None:
+    """A logarithmic axis of tokens with the measured lengths as its only ticks."""
+    axes.set_xscale("log")
+    ticks = sorted(set(lengths))
+    axes.set_xticks(ticks, [f"{length:,}" for length in ticks], rotation=30)
+    axes.set_xticks([], minor=True)
+
 
 def _axes(title: str, width: float = 6.4) -> tuple[Any, Any]:
     figure = need("matplotlib.figure", "matplotlib", "bench").Figure(figsize=(width, 4), layout="constrained")
@@ -44,7 +59,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 def score_by_length(lines: Sequence[Line], title: str) -> Any:
     """Mean score of each method over the tokens, with its 95 % interval."""
     figure, axes = _axes(title)
-    for method in dict.fromkeys(line.method for line in lines):
+    for number, method in enumerate(dict.fromkeys(line.method for line in lines)):
         own = [line for line in lines if line.method == method and line.score is not None and line.interval is not None]
         if not own:
             continue
@@ -54,11 +69,12 @@ def score_by_length(lines: Sequence[Line], title: str) -> Any:
             [line.length for line in own],
             [line.score for line in own],
             yerr=[[max(0.0, x) for x in low], [max(0.0, x) for x in high]],
-            marker="o",
+            **_marker(number),
             capsize=3,
             label=method,
         )
-    axes.set(xscale="log", xlabel="tokens of documents", ylabel="score", ylim=(-0.05, 1.05))
+    _show_lengths(axes, [line.length for line in lines])
+    axes.set(xlabel="tokens of documents", ylabel="score", ylim=(-0.05, 1.05))
     axes.legend(fontsize="small")
     return figure
 
@@ -87,10 +103,12 @@ def recall_by_k(lines: Sequence[Line], title: str) -> Any:
     """How often all gold documents are among the first k; only the longest corpus of the lines."""
     figure, axes = _axes(title)
     longest = max(line.length for line in lines)
-    for line in lines:
-        if line.recall and line.length == longest:
-            axes.plot(list(line.recall), [share for share, _ in line.recall.values()], marker="o", label=line.method)
-    axes.set(xlabel=f"k, of {longest:,} tokens", ylabel="evidence recall", ylim=(-0.05, 1.05), xticks=RECALL)
+    ranked = [line for line in lines if line.recall and line.length == longest]
+    for number, line in enumerate(ranked):
+        axes.plot(list(line.recall), [share for share, _ in line.recall.values()], label=line.method, **_marker(number))
+    axes.set(
+        xlabel=f"k, among {longest:,} tokens of documents", ylabel="evidence recall", ylim=(-0.05, 1.05), xticks=RECALL
+    )
     axes.legend(fontsize="small")
     return figure
 
@@ -98,10 +116,13 @@ def recall_by_k(lines: Sequence[Line], title: str) -> Any:
 def perplexity_by_position(lines: Sequence[Line], title: str) -> Any:
     """Perplexity of the same words after more and more text."""
     figure, axes = _axes(title)
-    for method in dict.fromkeys(line.method for line in lines):
+    for number, method in enumerate(dict.fromkeys(line.method for line in lines)):
         own = [line for line in lines if line.method == method and line.score is not None]
-        axes.plot([line.length for line in own], [line.score for line in own], marker="o", label=method)
-    axes.set(xscale="log", yscale="log", xlabel="position", ylabel="perplexity")
+        axes.plot([line.length for line in own], [line.score for line in own], label=method, **_marker(number))
+    _show_lengths(axes, [line.length for line in lines])
+    if max(line.score or 0 for line in lines) > 100:  # where attention fails, it fails by orders of magnitude
+        axes.set_yscale("log")
+    axes.set(xlabel="position", ylabel="perplexity")
     axes.legend(fontsize="small")
     return figure
 
