@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pydantic import BaseModel, ConfigDict
 
 from reattention_core.sources import Source
+from reattention_core.tools import ToolCall
 
 
 class Usage(BaseModel):
@@ -40,7 +41,8 @@ class Answer(BaseModel):
         text: what the model wrote, without the stop string that ended it.
         sources: the passages it read, those with the most evidence first; empty without a corpus.
         usage: tokens and times.
-        finish_reason: "stop" (a stop string or the end token) or "length" (max_new_tokens).
+        finish_reason: "stop" (a stop string or the end token), "length" (max_new_tokens) or "tool_calls".
+        tool_calls: the calls that the model asks for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +51,7 @@ class Answer(BaseModel):
     sources: list[Source]
     usage: Usage
     finish_reason: str
+    tool_calls: list[ToolCall] = []
 
 
 class AnswerStream:

@@ -1,6 +1,6 @@
 """Documents that a model has read, and questions to them; knows no files and no disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from reattention_core.select import Selector
 from reattention_core.select.base import Question
 from reattention_core.select.fixed import Recording, SinkAndLocal
 from reattention_core.sources import ReadDocument
+from reattention_core.structure import Structure
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
@@ -76,6 +77,7 @@ class Corpus:
         *,
         history: Sequence[Turn] = (),
         strategy: str | Selector | None = None,
+        schema: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> Answer:
         """Answer a question from the documents.
@@ -84,6 +86,7 @@ class Corpus:
             question: what is asked.
             history: earlier (question, answer) turns, oldest first.
             strategy: a selection rule by name or instance; the engine's when left out.
+            schema: JSON schema that the answer's text follows; stop strings then have no effect.
             generation: fields of `Generation`: max_new_tokens, temperature, top_p, stop, seed.
 
         Returns:
@@ -92,9 +95,10 @@ class Corpus:
         Raises:
             EmptyPromptError: the question is empty.
             ContextTooLongError: question, history and answer leave no room in the model's window.
-            InvalidConfigError: a setting is unknown or not allowed.
+            InvalidConfigError: a setting is unknown or not allowed, or the schema cannot be followed.
+            IncompleteAnswerError: tokens ran out inside of JSON.
         """
-        return finish(self.stream(question, history=history, strategy=strategy, **generation))
+        return finish(self.stream(question, history=history, strategy=strategy, schema=schema, **generation))
 
     def stream(
         self,
@@ -102,6 +106,7 @@ class Corpus:
         *,
         history: Sequence[Turn] = (),
         strategy: str | Selector | None = None,
+        schema: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> AnswerStream:
         """Like `ask`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
@@ -119,7 +124,8 @@ class Corpus:
                 n_tokens=needed,
                 limit=engine.window,
             )
-        request = Request(engine, prompt, settings, engine.selector(strategy), self)
+        shape = engine.shape(Structure(schema=schema))
+        request = Request(engine, prompt, settings, engine.selector(strategy), self, shape)
         return request.stream()
 
     def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -16,16 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reattention_core.answer import Answer, AnswerStream, finish
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import PAGE
-from reattention_core.chat_template import render_chat
+from reattention_core.call_syntax import call_syntax
 from reattention_core.config import Config, Generation, checked
+from reattention_core.constraint import Grammars
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.errors import (
     CancelledError,
-    EmptyPromptError,
     EngineClosedError,
     InvalidConfigError,
-    InvalidRequestError,
 )
 from reattention_core.home import home
 from reattention_core.ingest import Ingest
@@ -35,11 +35,12 @@ from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress, reporting
-from reattention_core.prompts import Prompt
+from reattention_core.prompts import Prompt, encode_prompt, leading
 from reattention_core.request import Request
 from reattention_core.select import SELECTORS, Consensus, ReAttention, Selector
 from reattention_core.sources import ReadDocument
 from reattention_core.store import Store
+from reattention_core.structure import Shape, Structure
 from reattention_core.tokens import PlainTokenizer
 
 Sources = str | Path | Document | Iterable[str | Path | Document]
@@ -76,7 +77,7 @@ class Engine:
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self._lock, self._closed = threading.Lock(), False
-        self._sink = self._leading() + self.tokens.encode(self.config.sink).ids[:PAGE]
+        self._sink = leading(tokenizer) + self.tokens.encode(self.config.sink).ids[:PAGE]
         if len(self._sink) < PAGE:
             raise InvalidConfigError(
                 f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self._sink)}: use a longer text"
@@ -242,9 +243,13 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Sequence[Mapping[str, str]],
+        prompt: str | Sequence[Mapping[str, Any]],
         *,
         strategy: str | Selector | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool = False,
+        schema: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> Answer:
         """Continue a text, or answer chat messages, of any length.
@@ -252,35 +257,49 @@ class Engine:
         Beyond the model's window the prompt is read in chunks by the engine's strategy (`reattention` for `consensus`).
 
         Args:
-            prompt: a text to continue, or messages {"role": …, "content": …} for the model's chat template.
+            prompt: a text to continue, or messages {"role": …, "content": …} for the model's chat template; see `render_chat`.
             strategy: the rule for a prompt beyond the window, by name or instance; the engine's when left out.
+            tools: that may be called, as `read_tools` takes them; the calls are in the answer's `tool_calls`.
+            tool_choice: "auto" (text or calls), "required", "none" or the name of the tool to call.
+            parallel_tool_calls: whether there may be several calls; small models then often repeat one.
+            schema: JSON schema of what is answered, if no tool is called. Stop strings then have no effect.
             generation: fields of `Generation`.
 
         Raises:
             EmptyPromptError: there is nothing to continue.
-            InvalidConfigError: a setting is unknown or not allowed.
+            InvalidConfigError: a setting is unknown or not allowed, or a schema cannot be followed.
+            IncompleteAnswerError: tokens ran out, or a stop string came, inside of a call or of JSON.
         """
-        return finish(self.stream(prompt, strategy=strategy, **generation))
+        asked: dict[str, Any] = {"tools": tools, "tool_choice": tool_choice, "schema": schema}
+        asked["parallel_tool_calls"] = parallel_tool_calls
+        return finish(self.stream(prompt, strategy=strategy, **asked, **generation))
 
     def stream(
         self,
-        prompt: str | Sequence[Mapping[str, str]],
+        prompt: str | Sequence[Mapping[str, Any]],
         *,
         strategy: str | Selector | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool = False,
+        schema: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> AnswerStream:
         """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
         settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
-        if not isinstance(prompt, (str, list, tuple)):
-            raise InvalidRequestError(f"a prompt is a str or a list of messages, got {type(prompt).__name__}")
-        if isinstance(prompt, str):
-            ids = self._leading() + self.tokens.encode(prompt).ids if prompt.strip() else []
-        else:
-            ids = render_chat(self.tokenizer, self.tokens, prompt)
-        if not ids:
-            raise EmptyPromptError("the prompt is empty: give a text or at least one message")
-        request = Request(self, Prompt(ids, slice(0, 0), []), settings, self.selector(strategy))
-        return request.stream()
+        structure = Structure.read(tools, tool_choice, parallel_tool_calls, schema)
+        ids = encode_prompt(self.tokenizer, self.tokens, prompt, structure)
+        shape = self.shape(structure)
+        prepared = Prompt(ids, slice(0, 0), [])
+        return Request(self, prepared, settings, self.selector(strategy), shape=shape).stream()
+
+    def shape(self, structure: Structure) -> Shape | None:
+        """What holds one answer to a structure; None where nothing is asked of it."""
+        return structure.shape(self._grammars, call_syntax(self.tokenizer)) if structure else None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.attachment.model)
 
     def selector(self, strategy: str | Selector | None) -> Selector:
         """The selection rule of a name, with parameters that suit the model's window; an instance is itself.
@@ -325,8 +344,3 @@ class Engine:
         if self.config.cache_dtype != "auto":
             return getattr(torch, self.config.cache_dtype)  # type: ignore[no-any-return]
         return torch.bfloat16 if model == torch.float32 else model
-
-    def _leading(self) -> list[int]:
-        """The begin token, where the tokenizer puts one before every text."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a").input_ids[:1] == [bos] else []

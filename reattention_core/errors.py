@@ -18,6 +18,7 @@
         StorageFullError
         EngineClosedError
         CancelledError
+        IncompleteAnswerError           text
 
 A caller who wants one `except` takes ReAttentionError. Every message says what was got, what is
 allowed and what to do; the attributes above are for callers that act on an error.
@@ -126,3 +127,12 @@ class EngineClosedError(ReAttentionError):
 
 class CancelledError(ReAttentionError):
     """The caller cancelled the work; nothing partial was kept."""
+
+
+class IncompleteAnswerError(ReAttentionError):
+    """An answer that had to be JSON or a tool call ended before it was; `text` is what was written."""
+
+    def __init__(self, message: str, *, text: str) -> None:
+        """Takes the message, and what the model wrote."""
+        super().__init__(message)
+        self.text = text

@@ -11,11 +11,18 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
+from reattention_core.constraint import Constraint
 from reattention_core.errors import CancelledError
 from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
@@ -32,6 +39,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
         emit: called with every new piece.
         cancelled: asked after every token.
         trim: leave out white space at the beginning and end, and do not look for stop strings in it.
+        constraint: what the tokens follow; control tokens that it allows are text then.
     """
 
     def __init__(
@@ -41,9 +49,10 @@ class TextStream(BaseStreamer, StoppingCriteria):
         emit: Callable[[str], None],
         cancelled: Cancelled,
         trim: bool = False,
+        constraint: Constraint | None = None,
     ) -> None:
         self._tokenizer, self._stop, self._emit, self._cancelled = tokenizer, stop, emit, cancelled
-        self._trim = trim
+        self._trim, self._constraint = trim, constraint
         self._ids: list[int] = []
         self._sent = 0
         self._prompt_seen = False
@@ -86,7 +95,10 @@ class TextStream(BaseStreamer, StoppingCriteria):
         return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
     def _text(self) -> str:
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        free, ids = self._constraint is None, self._ids
+        if self._constraint is not None:
+            ids = [index for index in ids if index not in self._constraint.ends]
+        text = self._tokenizer.decode(ids, skip_special_tokens=free, clean_up_tokenization_spaces=False)
         return str(text).lstrip() if self._trim else str(text)
 
     def _held_back(self, text: str) -> int:
@@ -117,6 +129,7 @@ def generate(
     cancelled: Cancelled,
     trim: bool = False,
     graphs: Graphs | None = None,
+    constraint: Constraint | None = None,
 ) -> tuple[int, str]:
     """Read a prompt over a cache and draw tokens after it.
 
@@ -131,6 +144,7 @@ def generate(
         cancelled: asked between chunks and between tokens.
         trim: see `TextStream`.
         graphs: recorded passes to draw tokens with, or None to run each.
+        constraint: what the tokens must follow.
 
     Returns:
         How many tokens were drawn, and why it ended: "stop" or "length".
@@ -147,7 +161,8 @@ def generate(
         for layer in cache.layers:
             # To `generate` the prompt begins here; some models act on how long it is (Phi-3 drops its cache).
             layer.prefilled = whole
-    stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim)
+    stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim, constraint)
+    held = [] if constraint is None else [constraint]
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {
@@ -174,7 +189,8 @@ def generate(
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             streamer=stream,
-            stopping_criteria=StoppingCriteriaList([stream]),
+            stopping_criteria=StoppingCriteriaList([stream, *held]),
+            logits_processor=LogitsProcessorList([one.mask for one in held]),
             **sampling,
         )
     if cancelled() and not stream.stopped:

@@ -3,16 +3,25 @@ r"""What a question becomes before the model reads it; knows no cache and no sel
 Raw completion, not a chat template: the bundled model answers "Question: …\\nAnswer:" far better (see the README).
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from reattention_core.chat_template import render_chat
 from reattention_core.config import Config
 from reattention_core.errors import EmptyPromptError, InvalidRequestError
+from reattention_core.structure import Structure
 from reattention_core.tokens import PlainTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NOTHING = "What is it?"
 """The empty question: what every question's form asks of a corpus, to be subtracted from its evidence."""
+
+TELL_SCHEMA = "Answer with JSON that follows this schema: "
+"""Stands before the schema at the end of the last question."""
 
 Turn = tuple[str, str]
 """A question and its answer, earlier in the conversation."""
@@ -57,6 +66,54 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
     ids = tokenizer.encode(config.question_form.replace("{question}", question.strip())).ids
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
     return Prompt(before + ids, slice(len(before), len(before) + len(ids)), empty)
+
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    plain: PlainTokenizer,
+    prompt: str | Sequence[Mapping[str, Any]],
+    structure: Structure,
+) -> list[int]:
+    """Token ids of a text to continue, or of messages to answer.
+
+    The last question is told the schema of its answer, because a small model that does not know what is to come writes the
+    first field without end.
+
+    Args:
+        tokenizer: the model's, with its chat template.
+        plain: encodes text so that no part of it becomes a control token.
+        prompt: the text, or the messages.
+        structure: of the answer; messages tell it to the model.
+
+    Raises:
+        EmptyPromptError: there is nothing to continue.
+        InvalidRequestError: it is neither a text nor a list of messages, or a text with tools.
+    """
+    if not isinstance(prompt, (str, list, tuple)):
+        raise InvalidRequestError(f"a prompt is a str or a list of messages, got {type(prompt).__name__}")
+    if not isinstance(prompt, str):
+        ids = render_chat(tokenizer, plain, _told(prompt, structure.schema), structure.tools)
+    elif structure.tools:
+        raise InvalidRequestError("tools need messages, got a text: pass [{'role': 'user', 'content': …}]")
+    else:
+        ids = leading(tokenizer) + plain.encode(prompt).ids if prompt.strip() else []
+    if not ids:
+        raise EmptyPromptError("the prompt is empty: give a text or at least one message")
+    return ids
+
+
+def _told(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    last = messages[-1] if messages else None
+    if schema is None or not isinstance(last, Mapping) or last.get("role") != "user":
+        return messages
+    told = f"{last.get('content')}\n\n{TELL_SCHEMA}{json.dumps(schema, ensure_ascii=False)}"
+    return [*messages[:-1], {**last, "content": told}]
+
+
+def leading(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The begin token, where the tokenizer puts one before every text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
 
 
 def _turns(history: Sequence[Turn]) -> Sequence[Turn]:

@@ -14,6 +14,8 @@ from reattention_core.prefill import Cancelled
 from reattention_core.prompts import Prompt
 from reattention_core.select import Context, Reader, Selector
 from reattention_core.sources import Source, passages
+from reattention_core.structure import Calls, Shape
+from reattention_core.tools import ToolCall
 
 if TYPE_CHECKING:
     from reattention_core.corpus import Corpus
@@ -32,6 +34,7 @@ class Request:
         settings: how tokens are drawn.
         selector: what may be seen.
         corpus: the documents, or None.
+        shape: what the answer must be; None for any text.
     """
 
     def __init__(
@@ -41,9 +44,14 @@ class Request:
         settings: Generation,
         selector: Selector,
         corpus: "Corpus | None" = None,
+        shape: Shape | None = None,
     ) -> None:
+        if shape is not None and shape.with_schema:
+            # JSON says itself where it ends, and what a stop string is in text may be a part of it.
+            settings = settings.model_copy(update={"stop": ()})
         self._engine, self._prompt, self._settings = engine, prompt, settings
-        self._selector, self._corpus = selector, corpus
+        self._selector, self._corpus, self._shape = selector, corpus, shape
+        self._calls: list[ToolCall] = []
         self._stop = threading.Event()
 
     def stream(self) -> AnswerStream:
@@ -64,6 +72,7 @@ class Request:
             text="".join(text),
             sources=self._sources(),
             finish_reason=self._reason,
+            tool_calls=self._calls,
             usage=Usage(
                 prompt_tokens=len(self._prompt.ids),
                 cached_tokens=0 if self._corpus is None else self._corpus.n_tokens,
@@ -94,6 +103,7 @@ class Request:
             self._recalled = time.perf_counter()
             room = -(-context.tail // ROOM) * ROOM
             self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages, room)
+            calls = None if self._shape is None else Calls(self._shape, emit)
             self._drawn, self._reason = generate(
                 attachment.model,
                 engine.tokenizer,
@@ -101,11 +111,14 @@ class Request:
                 self._prompt.ids,
                 self._settings,
                 self._reader.chunk,
-                emit,
+                calls or emit,
                 cancelled,
                 trim=corpus is not None,
                 graphs=corpus.graphs if corpus is not None else None,
+                constraint=None if self._shape is None else self._shape.constraint,
             )
+            if calls is not None:
+                self._calls, self._reason = calls.end(self._reason)
 
     def _sources(self) -> list[Source]:
         evidence = self._reader.evidence

@@ -114,7 +114,7 @@ def test_template_markers_beyond_the_embedding() -> None:
         (["Hi"], r"messages\[0\] has str"),
         ([{"role": "user"}], r"messages\[0\] has \['role'\]"),
         ([{"role": "user", "content": "a", "name": "b"}], r"'name'"),
-        ([{"role": "tool", "content": "a"}], "'tool'; allowed are system, user, assistant"),
+        ([{"role": "tool2", "content": "a"}], "'tool2'; allowed are system, user, assistant, tool"),
         ([{"role": "user", "content": None}], r"content of messages\[0\] is NoneType"),
         ([{"role": "user", "content": [{"type": "text"}]}], "is list"),
         ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
