@@ -17,11 +17,14 @@ CAPACITY = 1_000_000
 A framework told the window would cut prompts into pieces that fit it, and ask many times.
 """
 
-CALL_SETTINGS = ("temperature", "top_p", "max_tokens", "stop", "seed")
+CALL_SETTINGS = ("temperature", "top_p", "max_tokens", "stop", "seed", "repetition_penalty")
 """What one call may set; the models of all frameworks have fields of these names too."""
 
-Message = dict[str, str]
-"""{"role": "system", "user" or "assistant", "content": text}."""
+STRUCTURE = ("tools", "tool_choice", "parallel_tool_calls", "schema")
+"""What an answer may be held to; see `Engine.generate`."""
+
+Message = dict[str, Any]
+"""A message as `Engine.generate` takes it: {"role": …, "content": text}, and what belongs to calls of tools."""
 
 
 def generation(own: object, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +49,11 @@ def generation(own: object, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def start(
-    engine: Engine, corpus: Corpus | None, asked: str | Sequence[Message], settings: dict[str, Any]
+    engine: Engine,
+    corpus: Corpus | None,
+    asked: str | Sequence[Message],
+    settings: dict[str, Any],
+    structure: Mapping[str, Any] | None = None,
 ) -> AnswerStream:
     """Begin an answer: from the corpus to the last message, or without one to the whole conversation.
 
@@ -57,14 +64,21 @@ def start(
         corpus: the documents to answer from, or None.
         asked: a text, which is continued (asked, with a corpus), or messages.
         settings: fields of `Generation`. Stop strings come on top of those that end every answer from a corpus.
+        structure: what the answer is held to, by the names in STRUCTURE; a corpus knows no tools.
 
     Raises:
         InvalidRequestError: the messages are no question to a corpus.
     """
+    structure = {name: value for name, value in (structure or {}).items() if value is not None}
     if not isinstance(asked, str):
         asked = _merged(asked)
     if corpus is None:
-        return engine.stream(asked, **settings)
+        return engine.stream(asked, **settings, **structure)
+    if structure.get("tools"):
+        raise InvalidRequestError(
+            "a question to a corpus calls no tools: leave out `corpus`, and give the corpus to the model as a tool"
+        )
+    settings = {**settings, "schema": structure.get("schema")}
     question, history = (asked, []) if isinstance(asked, str) else _question(asked)
     stop = settings.get("stop", ())
     stop = (*engine.config.stop, *((stop,) if isinstance(stop, str) else stop))
@@ -103,7 +117,8 @@ async def afinish(stream: AnswerStream) -> Answer:
 def _merged(messages: Sequence[Message]) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
-        if merged and merged[-1]["role"] == message["role"]:
+        plain = set(message) == {"role", "content"}
+        if plain and merged and merged[-1].keys() == message.keys() and merged[-1]["role"] == message["role"]:
             merged[-1] = {**message, "content": f"{merged[-1]['content']}\n\n{message['content']}"}
         else:
             merged.append(message)

@@ -172,6 +172,8 @@ def generate(
             "top_k": 0,
         }
     replaying = graphs.replaying(model, cache) if graphs is not None else nullcontext()
+    if settings.repetition_penalty is not None:
+        sampling["repetition_penalty"] = settings.repetition_penalty
     with running(), torch.random.fork_rng(enabled=settings.seed is not None), replaying:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""A LangChain chat model over an engine: invoke, stream, batch and their async forms; knows no attention and no tools."""
+"""A LangChain chat model over an engine: answers, streams, tools and structured output; knows no attention."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -6,20 +6,23 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from langchain_core.runnables import Runnable
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from langchain_reattention.messages import about, plain
+from langchain_reattention.binding import Tools, bound_tools, schema_of, structured
+from langchain_reattention.messages import PROVIDER, about, call_chunks, plain, whole
 from reattention_core import Answer, AnswerStream, Corpus, Engine, Generation
 from reattention_core.answer import finish
 from reattention_core.config import checked
-from reattention_core.conversation import CALL_SETTINGS, CAPACITY, afinish, generation, pulled, start
+from reattention_core.conversation import CALL_SETTINGS, CAPACITY, STRUCTURE, afinish, generation, pulled, start
 from reattention_core.errors import InvalidConfigError
 from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.shared import corpus_contents, shared_corpus, shared_engine, shared_tokenizer
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -29,8 +32,9 @@ class ChatReAttention(BaseChatModel):
     """A local model that reads prompts longer than its window, and answers from saved corpora.
 
     Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
-    temperature, top_p, max_tokens, stop and seed anew. Answers carry `usage_metadata` (`input_tokens` counts the corpus's
-    `cache_read` too), and with a corpus `response_metadata["sources"]`.
+    model, temperature, top_p, max_tokens, stop, seed and repetition_penalty anew. Answers carry `usage_metadata`
+    (`input_tokens` counts the corpus's `cache_read` too), and with a corpus `response_metadata["sources"]`, which are the
+    citations in `content_blocks`.
 
     Example:
         >>> from langchain_reattention import ChatReAttention
@@ -47,7 +51,9 @@ class ChatReAttention(BaseChatModel):
         max_tokens: tokens of an answer at most.
         stop: strings that end an answer; `stop_sequences` is another name for it.
         seed: makes sampling repeatable.
+        repetition_penalty: above 1, keeps a small model from saying the same again and again; see `Generation`.
         engine: a ready engine, in place of model, device, dtype and strategy.
+        timeout, max_retries, api_key: LangChain's for models behind a network; accepted, and of no effect here.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -62,7 +68,12 @@ class ChatReAttention(BaseChatModel):
     max_tokens: int = 256
     stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
     seed: int | None = None
+    repetition_penalty: float | None = None
     engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    streaming: bool = False
+    timeout: float | None = Field(default=None, exclude=True, repr=False)
+    max_retries: int | None = Field(default=None, exclude=True, repr=False)
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     _opened: Corpus | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -86,12 +97,14 @@ class ChatReAttention(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on: LangChain's caches are keyed by it."""
         fields = ("model", "corpus", "device", "dtype", "strategy", *CALL_SETTINGS)
-        return {name: getattr(self, name) for name in fields}
+        contents = None if self.corpus is None else corpus_contents(self.engine, self.corpus)
+        return {**{name: getattr(self, name) for name in fields}, "corpus_contents": contents}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         own = [self.stop] if isinstance(self.stop, str) else self.stop
         params = super()._get_ls_params(stop=stop or own, **kwargs)
-        params["ls_provider"] = "reattention"
+        params["ls_provider"] = PROVIDER
+        params["ls_model_name"] = kwargs.get("model") or self.model
         return params
 
     def _resolve_model_profile(self) -> "ModelProfile":
@@ -100,9 +113,63 @@ class ChatReAttention(BaseChatModel):
             "max_output_tokens": self.max_tokens,
             "text_inputs": True,
             "text_outputs": True,
-            "tool_calling": False,
-            "structured_output": False,
+            "tool_calling": True,
+            "tool_choice": True,
+            "tool_call_streaming": False,
+            "structured_output": True,
         }
+
+    def bind_tools(
+        self,
+        tools: Tools,
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """A model that may call tools; their arguments always follow the tools' schemas.
+
+        Args:
+            tools: functions, pydantic classes, LangChain tools or dicts.
+            tool_choice: "auto" (the default), "any", "none", or the name of the tool to call.
+            parallel_tool_calls: whether an answer may have several calls; small models then often repeat one.
+            strict: of no effect, because schemas are always followed.
+            kwargs: further arguments of every call.
+
+        Raises:
+            InvalidConfigError: a tool or the choice is not allowed.
+        """
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
+        return self.bind(**bound_tools(tools, tool_choice), **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: str = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A model that answers with objects of a schema, and with nothing else.
+
+        Args:
+            schema: a pydantic class, a TypedDict, a JSON schema or a function's schema.
+            method: "json_schema" and "json_mode" answer with JSON, "function_calling" with a call.
+            include_raw: give a dict of "raw", "parsed" and "parsing_error" in place of the object.
+            strict: of no effect, because schemas are always followed.
+            kwargs: none are known.
+
+        Raises:
+            InvalidConfigError: the method or an argument is unknown.
+        """
+        if kwargs:
+            raise InvalidConfigError(
+                f"unknown arguments of with_structured_output: {', '.join(kwargs)}; leave them out"
+            )
+        return structured(self.bind, self.bind_tools, schema, method, include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the model's own tokenizer; the weights need not be loaded."""
@@ -117,7 +184,7 @@ class ChatReAttention(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(finish(self._start(messages, stop, kwargs)))
+        return self._result(finish(self._start(messages, stop, kwargs)), kwargs)
 
     async def _agenerate(
         self,
@@ -126,7 +193,8 @@ class ChatReAttention(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(await afinish(await asyncio.to_thread(self._start, messages, stop, kwargs)))
+        stream = await asyncio.to_thread(self._start, messages, stop, kwargs)
+        return self._result(await afinish(stream), kwargs)
 
     def _stream(
         self,
@@ -141,7 +209,7 @@ class ChatReAttention(BaseChatModel):
                 if run_manager:
                     run_manager.on_llm_new_token(piece, chunk=chunk)
                 yield chunk
-        yield self._last(stream.answer)
+        yield self._last(stream.answer, kwargs)
 
     async def _astream(
         self,
@@ -157,28 +225,31 @@ class ChatReAttention(BaseChatModel):
                 if run_manager:
                     await run_manager.on_llm_new_token(piece, chunk=chunk)
                 yield chunk
-        yield self._last(stream.answer)
+        yield self._last(stream.answer, kwargs)
 
     def _start(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> AnswerStream:
-        # LangChain leaves `stream` among the arguments after acting on it.
-        given = {name: value for name, value in given.items() if name != "stream"}
+        model = given.get("model")
+        # LangChain leaves `stream` among the arguments after acting on it, and schemas are followed without `strict`.
+        given = {name: value for name, value in given.items() if name not in ("stream", "strict", "model")}
+        asked_for = {name: given.pop(name, None) for name in STRUCTURE if name != "schema"}
+        asked_for["schema"] = schema_of(given.pop("response_format", None))
         settings, asked = generation(self, {**given, "stop": stop}), plain(messages)
-        engine = self._engine()
+        engine = self._engine(model)
         # Held from here on, or the next question would open it again.
         corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
-        return start(engine, corpus, asked, settings)
+        return start(engine, corpus, asked, settings, asked_for)
 
-    def _engine(self) -> Engine:
-        return self.engine or shared_engine(self.model, self.device, self.dtype, self.strategy)
+    def _engine(self, model: str | None = None) -> Engine:
+        if self.engine is not None and model in (None, self.model):
+            return self.engine
+        return shared_engine(model or self.model, self.device, self.dtype, self.strategy)
 
-    def _about(self, answer: Answer) -> dict[str, Any]:
-        return about(answer, self.model, self.corpus is not None)
-
-    def _result(self, answer: Answer) -> ChatResult:
-        message = AIMessage(content=answer.text, **self._about(answer))
+    def _result(self, answer: Answer, given: dict[str, Any]) -> ChatResult:
+        message = whole(answer, given.get("model") or self.model, self.corpus is not None)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last(self, answer: Answer) -> ChatGenerationChunk:
+    def _last(self, answer: Answer, given: dict[str, Any]) -> ChatGenerationChunk:
         """The chunk without text that ends a stream: usage must be in one chunk only, because chunks are added up."""
-        message = AIMessageChunk(content="", chunk_position="last", **self._about(answer))
-        return ChatGenerationChunk(message=message)
+        rest = about(answer, given.get("model") or self.model, self.corpus is not None)
+        chunk = AIMessageChunk(content="", tool_call_chunks=call_chunks(answer), chunk_position="last", **rest)
+        return ChatGenerationChunk(message=chunk)

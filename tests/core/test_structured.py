@@ -19,8 +19,7 @@ from reattention_core.messages import read_messages
 from reattention_core.tools import ToolCall, read_tools
 from tests.core.random_schemas import random_schema
 from tests.core.tiny_tokenizers import CHATML
-
-Say = Callable[..., None]
+from tests.scripted import Script, call, scripted
 
 POINT = {
     "type": "object",
@@ -38,38 +37,11 @@ def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 TOOLS = [tool("draw", POINT), tool("draw_all", SHADE)]
 
 
-class Scripted:
-    """Makes a model prefer one text: raises the score of its next token, which a grammar may still forbid."""
-
-    def __init__(self, engine: Engine, text: str, plain: bool) -> None:
-        encoded = engine.tokens.encode(text).ids if plain else engine.tokenizer.encode(text, add_special_tokens=False)
-        self._ids = [*encoded, engine.tokenizer.eos_token_id]
-        self._at = 0
-
-    def __call__(self, module: Any, args: Any, output: Any) -> Any:
-        if self._at < len(self._ids):
-            output.logits[0, -1, self._ids[self._at]] += 1e4
-            self._at += 1
-        return output
-
-
 @pytest.fixture
-def says(engine: Engine) -> Iterator[Say]:
+def says(engine: Engine) -> Iterator[Script]:
     """Has the model say a text next, where it may."""
-    hooks: list[Any] = []
-
-    def say(text: str, plain: bool = False) -> None:
-        for hook in hooks:
-            hook.remove()
-        hooks.append(engine.attachment.model.register_forward_hook(Scripted(engine, text, plain)))
-
-    yield say
-    for hook in hooks:
-        hook.remove()
-
-
-def call(name: str, arguments: dict[str, Any]) -> str:
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+    with scripted(engine) as script:
+        yield script
 
 
 def accepted(engine: Engine, schema: dict[str, Any], **settings: Any) -> bool:
@@ -107,7 +79,7 @@ def test_a_cut_answer_is_an_error_and_never_half_json(engine: Engine) -> None:
             engine.generate(ASKED, schema=POINT, max_new_tokens=most)
 
 
-def test_a_number_that_might_go_on_is_not_whole(engine: Engine, says: Say) -> None:
+def test_a_number_that_might_go_on_is_not_whole(engine: Engine, says: Script) -> None:
     says("123456")
     with pytest.raises(IncompleteAnswerError):
         engine.generate(ASKED, schema={"type": "integer"}, max_new_tokens=2)
@@ -129,11 +101,11 @@ def test_json_of_a_corpus_and_of_a_text(engine: Engine) -> None:
     jsonschema.validate(json.loads(engine.generate("The fox", schema=POINT, max_new_tokens=60).text), POINT)
 
 
-def test_text_or_calls(engine: Engine, says: Say) -> None:
+def test_text_or_calls(engine: Engine, says: Script) -> None:
     says("The fox jumps.")
     answer = engine.generate(ASKED, tools=TOOLS, max_new_tokens=60)
     assert (answer.text, answer.tool_calls, answer.finish_reason) == ("The fox jumps.", [], "stop")
-    says("Let me draw.\n" + call("draw", {"x": 7, "on": True}))
+    says("Let me draw.\n" + call("draw", json.dumps({"x": 7, "on": True})))
     stream = engine.stream(ASKED, tools=TOOLS, max_new_tokens=100)
     assert "".join(stream) == "Let me draw.\n"
     (made,) = stream.answer.tool_calls
@@ -141,15 +113,15 @@ def test_text_or_calls(engine: Engine, says: Say) -> None:
     assert len(made.id) == 9
 
 
-def test_a_text_that_only_begins_like_a_call(engine: Engine, says: Say) -> None:
+def test_a_text_that_only_begins_like_a_call(engine: Engine, says: Script) -> None:
     for text in ("See <tool_call>.", "<tool_call>", "a <tool", '<tool_call>\n{"nam'):
         says(text, plain=True)
         answer = engine.generate(ASKED, tools=TOOLS, max_new_tokens=60)
         assert (answer.text, answer.tool_calls) == (text, [])
 
 
-def test_calls_follow_the_schema_whatever_the_model_prefers(engine: Engine, says: Say) -> None:
-    says(call("draw", {"x": 7777, "on": "yes", "more": 1}))
+def test_calls_follow_the_schema_whatever_the_model_prefers(engine: Engine, says: Script) -> None:
+    says(call("draw", json.dumps({"x": 7777, "on": "yes", "more": 1})))
     answer = engine.generate(ASKED, tools=TOOLS, max_new_tokens=100)
     (made,) = answer.tool_calls
     jsonschema.validate(made.arguments, POINT)
@@ -159,22 +131,22 @@ def test_calls_follow_the_schema_whatever_the_model_prefers(engine: Engine, says
 @pytest.mark.parametrize(
     ("choice", "names"), [("required", {"draw", "draw_all"}), ("draw", {"draw"}), ("draw_all", {"draw_all"})]
 )
-def test_a_call_can_be_required(engine: Engine, says: Say, choice: str, names: set[str]) -> None:
+def test_a_call_can_be_required(engine: Engine, says: Script, choice: str, names: set[str]) -> None:
     says("I will not call anything, and certainly no tool.")
     (made,) = engine.generate(ASKED, tools=TOOLS, tool_choice=choice, max_new_tokens=100).tool_calls
     assert made.name in names
     jsonschema.validate(made.arguments, POINT if made.name == "draw" else SHADE)
 
 
-def test_calls_can_be_forbidden(engine: Engine, says: Say) -> None:
-    says(call("draw", {"x": 7, "on": True}))
+def test_calls_can_be_forbidden(engine: Engine, says: Script) -> None:
+    says(call("draw", json.dumps({"x": 7, "on": True})))
     answer = engine.generate(ASKED, tools=TOOLS, tool_choice="none", max_new_tokens=100)
     assert answer.tool_calls == []
     assert '<tool_call>\n{"name": "' not in answer.text
 
 
-def test_several_calls_only_where_they_are_allowed(engine: Engine, says: Say) -> None:
-    both = call("draw", {"x": 7, "on": True}) + "\n" + call("draw_all", {"shade": "dark"})
+def test_several_calls_only_where_they_are_allowed(engine: Engine, says: Script) -> None:
+    both = call("draw", json.dumps({"x": 7, "on": True})) + "\n" + call("draw_all", json.dumps({"shade": "dark"}))
     for choice in ("auto", "required"):
         says(both)
         answer = engine.generate(ASKED, tools=TOOLS, tool_choice=choice, parallel_tool_calls=True, max_new_tokens=150)
@@ -184,12 +156,12 @@ def test_several_calls_only_where_they_are_allowed(engine: Engine, says: Say) ->
         assert len(engine.generate(ASKED, tools=TOOLS, tool_choice=choice, max_new_tokens=150).tool_calls) == 1
 
 
-def test_calls_or_json(engine: Engine, says: Say) -> None:
+def test_calls_or_json(engine: Engine, says: Script) -> None:
     asked = dict(tools=TOOLS, schema=SHADE, max_new_tokens=100)
     says('{"shade": "dark"}')
     answer = engine.generate(ASKED, **asked)
     assert (json.loads(answer.text), answer.tool_calls, answer.finish_reason) == ({"shade": "dark"}, [], "stop")
-    says(call("draw", {"x": 7, "on": True}))
+    says(call("draw", json.dumps({"x": 7, "on": True})))
     answer = engine.generate(ASKED, **asked)
     assert (answer.text, answer.tool_calls[0].name) == ("", "draw")
     says("Neither.")
@@ -197,8 +169,8 @@ def test_calls_or_json(engine: Engine, says: Say) -> None:
     assert answer.tool_calls or json.loads(answer.text)["shade"] in ("light", "dark")
 
 
-def test_a_call_that_is_cut_is_an_error(engine: Engine, says: Say) -> None:
-    text = "So:\n" + call("draw", {"x": 7, "on": True})
+def test_a_call_that_is_cut_is_an_error(engine: Engine, says: Script) -> None:
+    text = "So:\n" + call("draw", json.dumps({"x": 7, "on": True}))
     for most in range(22, 60, 8):
         says(text)
         with pytest.raises(IncompleteAnswerError, match=r"\(length\) in the middle of a tool call"):
@@ -315,7 +287,7 @@ DEAF = HERMES.replace("{% if tools %}", "{% if false %}")
     ],
 )
 def test_the_syntax_of_calls_is_the_templates_own(
-    engine: Engine, says: Say, template: str, head: str, between: str | None, tail: str, keeps_text: bool
+    engine: Engine, says: Script, template: str, head: str, between: str | None, tail: str, keeps_text: bool
 ) -> None:
     engine.tokenizer.chat_template = template
     syntax = call_syntax(engine.tokenizer)
@@ -338,7 +310,7 @@ def test_the_syntax_of_calls_is_the_templates_own(
 
 
 @pytest.mark.parametrize("template", [XML, DEAF, CHATML, None])
-def test_a_template_without_a_usable_syntax_gets_ours(engine: Engine, says: Say, template: str | None) -> None:
+def test_a_template_without_a_usable_syntax_gets_ours(engine: Engine, says: Script, template: str | None) -> None:
     engine.tokenizer.chat_template = template
     assert call_syntax(engine.tokenizer) is GENERIC
     told = engine.tokenizer.decode(render_chat(engine.tokenizer, engine.tokens, ASKED, read_tools(TOOLS)))

@@ -61,6 +61,9 @@ class ReAttentionLLM(LLM):
     max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
     stop: list[str] | str | None = Field(default=None, description="Strings that end an answer.")
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    repetition_penalty: float | None = Field(
+        default=None, description="Above 1, keeps a small model from saying the same again and again."
+    )
     context_window: int = Field(
         default=CAPACITY,
         description="Tokens of a prompt at most; not the model's window, because longer prompts are read too.",
