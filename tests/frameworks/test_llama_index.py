@@ -98,8 +98,10 @@ def test_call_settings(llm: ReAttentionLLM) -> None:
 
 
 async def test_unknown_settings_are_named(llm: ReAttentionLLM, engine: Engine) -> None:
-    with pytest.raises(InvalidConfigError, match=r"max_new_tokens, tools \(allowed: temperature, top_p, max_tokens"):
-        llm.chat(ASKED, tools=[{}], max_new_tokens=3)
+    with pytest.raises(
+        InvalidConfigError, match=r"functions, max_new_tokens \(allowed: temperature, top_p, max_tokens"
+    ):
+        llm.chat(ASKED, functions=[{}], max_new_tokens=3)
     with pytest.raises(InvalidConfigError, match="temperatur"):
         await llm.acomplete("fox", temperatur=1)
     assert llm.complete("fox", tool_choice=None).text, "None means left out"
@@ -117,7 +119,7 @@ def test_messages_that_cannot_be_read(llm: ReAttentionLLM) -> None:
     assert llm.chat([ChatMessage(role="user", blocks=blocks)]).message == llm.chat([joined]).message
     with pytest.raises(InvalidRequestError, match="ImageBlock"):
         llm.chat([ChatMessage(role="user", blocks=[ImageBlock(image=b"1234")])])
-    with pytest.raises(InvalidRequestError, match="'tool'"):
+    with pytest.raises(InvalidRequestError, match="no call before it waits for the id None"):
         llm.chat([ChatMessage(role="tool", content="4")])
     with pytest.raises(EmptyPromptError):
         llm.stream_complete("")

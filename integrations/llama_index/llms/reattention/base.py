@@ -1,8 +1,8 @@
-"""A LlamaIndex language model over an engine: all eight endpoints; knows no attention, no tools and no indices."""
+"""A LlamaIndex language model over an engine: all eight endpoints, and tools; knows no attention and no indices."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -16,7 +16,8 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import LLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
 
 from llama_index.llms.reattention.messages import (
     achunks,
@@ -26,21 +27,26 @@ from llama_index.llms.reattention.messages import (
     plain,
     whole,
 )
+from llama_index.llms.reattention.structured import StructuredPredict
+from llama_index.llms.reattention.tools import prepared, selections
 from reattention_core import AnswerStream, Corpus, Engine, Generation
 from reattention_core.answer import finish
 from reattention_core.config import checked
-from reattention_core.conversation import CAPACITY, Message, afinish, generation, start
+from reattention_core.conversation import CAPACITY, STRUCTURE, Message, afinish, generation, start
 from reattention_core.errors import InvalidConfigError
 from reattention_core.models.loading import BUNDLED
 from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
 
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
 
-class ReAttentionLLM(LLM):
+
+class ReAttentionLLM(StructuredPredict, FunctionCallingLLM):
     """A local model that reads prompts longer than its window, and answers from saved corpora.
 
     Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
-    temperature, top_p, max_tokens, stop and seed anew. `raw` of a response holds the usage (`prompt_tokens` counts the
-    `cached_tokens` of the corpus too), the finish reason, and with a corpus the sources.
+    temperature, top_p, max_tokens, stop, seed and repetition_penalty anew. `raw` of a response holds the usage
+    (`prompt_tokens` counts the `cached_tokens` of the corpus too), the finish reason, and with a corpus the sources.
 
     Example:
         >>> from llama_index.core import Settings
@@ -102,6 +108,8 @@ class ReAttentionLLM(LLM):
             context_window=self.context_window,
             num_output=self.max_tokens,
             is_chat_model=tokenizer.chat_template is not None,
+            # A question to a corpus calls no tools; the corpus can be one.
+            is_function_calling_model=self.corpus is None,
             model_name=self.model,
         )
 
@@ -150,6 +158,31 @@ class ReAttentionLLM(LLM):
         """Like `stream_complete`."""
         return achunks(await asyncio.to_thread(self._complete, prompt, formatted, kwargs), completion_response)
 
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The arguments of a chat that may call tools."""
+        asked = [ChatMessage(role="user", content=user_msg) if isinstance(user_msg, str) else user_msg]
+        messages = [*(chat_history or []), *(message for message in asked if message is not None)]
+        return {"messages": messages, **prepared(tools, allow_parallel_tool_calls, tool_required, kwargs)}
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls in a response.
+
+        Raises:
+            ValueError: there is none, and that is an error.
+        """
+        return selections(response, error_on_no_tool_call)
+
     def _chat(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> AnswerStream:
         return self._start(plain(messages), given)
 
@@ -161,10 +194,12 @@ class ReAttentionLLM(LLM):
         return self._start([{"role": "user", "content": prompt}], given)
 
     def _start(self, asked: str | list[Message], given: dict[str, Any]) -> AnswerStream:
-        settings, engine = generation(self, given), self._engine()
+        structure = {name: given[name] for name in STRUCTURE if name in given}
+        settings = generation(self, {name: value for name, value in given.items() if name not in structure})
+        engine = self._engine()
         # Held from here on, or the next question would open it again.
         corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
-        return start(engine, corpus, asked, settings)
+        return start(engine, corpus, asked, settings, structure)
 
     def _engine(self) -> Engine:
         return self.engine or shared_engine(self.model, self.device, self.dtype, self.strategy)

@@ -4,7 +4,19 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole, TextBlock
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    CitableBlock,
+    CitationBlock,
+    CompletionResponse,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 
 from reattention_core import Answer, AnswerStream
 from reattention_core.conversation import Message, pulled
@@ -17,16 +29,21 @@ ROLES = {
     MessageRole.ASSISTANT: "assistant",
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
 }
+
+NOT_READ = (CachePoint, CitationBlock, ThinkingBlock)
+"""Blocks without anything to read: what to keep, what an earlier answer cited, and what was thought on the way to it."""
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
-Make = Callable[[str, str | None, dict[str, Any] | None], Response]
-"""Makes a response of the text so far, the piece that is new in it and `raw`."""
+Make = Callable[[str, str | None, Answer | None], Response]
+"""Makes a response of the text so far, the piece that is new in it and the answer, once it is whole."""
 
 
 def plain(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Roles and texts; the text blocks of a message are joined with a newline.
+    """Roles, texts and calls; the text blocks of a message are joined with a newline.
 
     Raises:
         InvalidRequestError: a message has a role or a block that the engine cannot read.
@@ -40,27 +57,45 @@ def _plain(message: ChatMessage) -> Message:
         raise InvalidRequestError(
             f"messages of the role {message.role.value!r} are not supported (allowed: {allowed}): leave them out"
         )
-    for block in message.blocks:
-        if not isinstance(block, TextBlock):
-            raise InvalidRequestError(
-                f"{type(block).__name__} in a message is not supported (allowed: TextBlock): this model reads text only"
-            )
-    return {"role": ROLES[message.role], "content": message.content or ""}
+    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    texts = [_text(block) for block in message.blocks if not isinstance(block, (ToolCallBlock, *NOT_READ))]
+    made: Message = {"role": ROLES[message.role], "content": "\n".join(texts)}
+    if made["role"] == "tool":
+        made["tool_call_id"] = message.additional_kwargs.get("tool_call_id")
+    if calls:
+        made["tool_calls"] = [
+            {"id": call.tool_call_id, "function": {"name": call.tool_name, "arguments": call.tool_kwargs}}
+            for call in calls
+        ]
+    return made
 
 
-def chat_response(text: str, delta: str | None = None, raw: dict[str, Any] | None = None) -> ChatResponse:
+def _text(block: ContentBlock) -> str:
+    if isinstance(block, TextBlock):
+        return block.text
+    if isinstance(block, CitableBlock):
+        return "\n".join([block.title, *(_text(part) for part in block.content)])
+    raise InvalidRequestError(
+        f"{type(block).__name__} in a message is not supported (allowed: TextBlock): this model reads text only"
+    )
+
+
+def chat_response(text: str, delta: str | None = None, answer: Answer | None = None) -> ChatResponse:
     """A response to `chat`."""
-    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta, raw=raw)
+    calls = [] if answer is None else answer.tool_calls
+    blocks: list[ContentBlock] = [TextBlock(text=text)]
+    blocks += [ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
+    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks), delta=delta, raw=_raw(answer))
 
 
-def completion_response(text: str, delta: str | None = None, raw: dict[str, Any] | None = None) -> CompletionResponse:
+def completion_response(text: str, delta: str | None = None, answer: Answer | None = None) -> CompletionResponse:
     """A response to `complete`."""
-    return CompletionResponse(text=text, delta=delta, raw=raw)
+    return CompletionResponse(text=text, delta=delta, raw=_raw(answer))
 
 
 def whole(answer: Answer, make: Make[Response]) -> Response:
     """The response of a finished answer."""
-    return make(answer.text, None, _raw(answer))
+    return make(answer.text, None, answer)
 
 
 def chunks(stream: AnswerStream, make: Make[Response]) -> Generator[Response, None, None]:
@@ -72,7 +107,7 @@ def chunks(stream: AnswerStream, make: Make[Response]) -> Generator[Response, No
             yield make(text, piece, None)
     finally:
         stream.close()
-    yield make(text, "", _raw(stream.answer))
+    yield make(text, "", stream.answer)
 
 
 async def achunks(stream: AnswerStream, make: Make[Response]) -> AsyncGenerator[Response, None]:
@@ -82,11 +117,13 @@ async def achunks(stream: AnswerStream, make: Make[Response]) -> AsyncGenerator[
         async for piece in pieces:
             text += piece
             yield make(text, piece, None)
-    yield make(text, "", _raw(stream.answer))
+    yield make(text, "", stream.answer)
 
 
-def _raw(answer: Answer) -> dict[str, Any]:
+def _raw(answer: Answer | None) -> dict[str, Any] | None:
     """What else is known; the framework's token counter reads `usage`, in which a prompt includes what was cached."""
+    if answer is None:
+        return None
     usage = answer.usage
     prompt = usage.prompt_tokens + usage.cached_tokens
     return {
