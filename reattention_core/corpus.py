@@ -9,15 +9,15 @@ from reattention_core.answer import Answer, AnswerStream, finish
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.config import Generation, checked
-from reattention_core.errors import ContextTooLongError, UnreadableDocumentError
+from reattention_core.errors import ContextTooLongError, InvalidRequestError, UnreadableDocumentError
 from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
 from reattention_core.prompts import Prompt, Turn, build_prompt
 from reattention_core.request import Request
-from reattention_core.select import Selector
+from reattention_core.select import Consensus, Selector
 from reattention_core.select.base import Question
 from reattention_core.select.fixed import Recording, SinkAndLocal
-from reattention_core.sources import ReadDocument
+from reattention_core.sources import ReadDocument, Source, passages
 from reattention_core.structure import Structure
 
 if TYPE_CHECKING:
@@ -127,6 +127,48 @@ class Corpus:
         shape = engine.shape(Structure(schema=schema))
         request = Request(engine, prompt, settings, engine.selector(strategy), self, shape)
         return request.stream()
+
+    def find(self, question: str, k: int = 5, cancelled: Cancelled = lambda: False) -> list[Source]:
+        """The passages that a question asks for, most evidence first, without an answer being written.
+
+        Evidence is that of `consensus`. A passage is a page that has some, with the page before and after it, and with other
+        such pages that adjoin.
+
+        Args:
+            question: what is asked.
+            k: passages at most; there are fewer where fewer pages have any evidence.
+            cancelled: asked between forward passes; True stops the search.
+
+        Raises:
+            EmptyPromptError: the question is empty.
+            ContextTooLongError: it is longer than the model's window.
+            InvalidRequestError: k is not at least 1.
+            CancelledError: `cancelled` said so.
+        """
+        if k < 1:
+            raise InvalidRequestError(f"k is the number of passages, at least 1, got {k}")
+        engine = self._engine
+        prompt = build_prompt(engine.tokens, engine.config, question)
+        attachment, needed = engine.attachment, len(prompt.ids) + PAGE
+        if needed > attachment.window:
+            raise ContextTooLongError(
+                f"the question takes {needed} tokens (with the sink), more than the model's window of {attachment.window}: "
+                "ask a shorter one",
+                n_tokens=needed,
+                limit=attachment.window,
+            )
+        with engine.busy(cancelled):
+            asked = self.question(prompt, cancelled)
+            evidence = Consensus.for_window(attachment.window).evidence(self.pages, asked, attachment.scaling)
+        best = [page for page in evidence.argsort(descending=True).tolist() if evidence[page] > 0]
+        last, found = self.pages.n_pages - 1, list[Source]()
+        # Neighbours become one passage, so that more pages may be needed than passages.
+        for many in range(k, min(len(best), 8 * k) + 1):
+            pages = sorted({min(max(page + step, 0), last) for page in best[:many] for step in (-1, 0, 1)})
+            found = passages(self.documents, pages, evidence.tolist())
+            if len(found) >= k:
+                break
+        return found[:k]
 
     def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
         """Runs a text behind the sink alone; see `select.base.Probe`."""

@@ -1,4 +1,4 @@
-"""ReAttention as a LangChain chat model; knows only where it is."""
+"""ReAttention as a LangChain chat model and retriever; knows only where they are."""
 
 try:
     from langchain_core.messages.block_translators import register_translator
@@ -6,6 +6,7 @@ try:
     from langchain_reattention.chat_models import ChatReAttention
     from langchain_reattention.citations import content_blocks
     from langchain_reattention.messages import PROVIDER
+    from langchain_reattention.retrievers import ReAttentionRetriever
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("langchain_core"):
         raise
@@ -14,4 +15,4 @@ except ModuleNotFoundError as error:
 # The framework's way to be asked for the standard blocks of one's own messages; it touches nobody else's.
 register_translator(PROVIDER, content_blocks, content_blocks)
 
-__all__ = ["ChatReAttention"]
+__all__ = ["ChatReAttention", "ReAttentionRetriever"]
