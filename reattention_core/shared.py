@@ -1,6 +1,5 @@
 """One engine per model in the process, loaded when it is first needed; knows no framework."""
 
-import hashlib
 import threading
 import weakref
 from functools import lru_cache
@@ -10,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from reattention_core.config import Config
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
-from reattention_core.errors import CorpusError, CorpusNotFoundError
 from reattention_core.home import home
 from reattention_core.models.loading import BUNDLED, load_tokenizer
 from reattention_core.store import Store
@@ -69,17 +67,10 @@ def shared_corpus(engine: Engine, name: str) -> Corpus:
         return corpus
 
 
-def corpus_contents(engine: Engine | None, name: str) -> str | None:
-    """A short name of what is in a saved corpus, without loading it; None if there is none.
-
-    Another set of documents saved under the same name has another one, so that remembered answers can be told apart.
-    """
+def corpus_digest(engine: Engine | None, name: str) -> str | None:
+    """See `Store.digest`; of the given engine's store, or of the one that engines have by default, which are not loaded."""
     store = Store(home() / "corpora") if engine is None else engine.store
-    try:
-        manifest = store.manifest(name).model_dump_json()
-    except (CorpusNotFoundError, CorpusError):
-        return None
-    return hashlib.sha256(manifest.encode()).hexdigest()[:16]
+    return store.digest(name)
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ Only a machine that dies between the two renames of a replacement leaves the nam
 Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -245,6 +246,17 @@ class Store:
             known = ", ".join(self.names()) or "none"
             raise CorpusNotFoundError(f"there is no corpus {name!r} in {self._root} (there are: {known})")
         return read_manifest(folder)
+
+    def digest(self, name: str) -> str | None:
+        """A short name of what is in a corpus, without opening it; None if there is none of that name.
+
+        Other documents saved under the same name have another one, so that remembered answers can be told apart.
+        """
+        try:
+            manifest = (self._folder(name) / FILE).read_bytes()
+        except OSError:
+            return None
+        return hashlib.sha256(manifest).hexdigest()[:16]
 
     def names(self) -> list[str]:
         """Names of all corpora, sorted."""

@@ -22,7 +22,7 @@ from reattention_core.config import checked
 from reattention_core.conversation import CALL_SETTINGS, CAPACITY, STRUCTURE, afinish, generation, pulled, start
 from reattention_core.errors import InvalidConfigError
 from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import corpus_contents, shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.shared import corpus_digest, shared_corpus, shared_engine, shared_tokenizer
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -97,8 +97,8 @@ class ChatReAttention(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on: LangChain's caches are keyed by it."""
         fields = ("model", "corpus", "device", "dtype", "strategy", *CALL_SETTINGS)
-        contents = None if self.corpus is None else corpus_contents(self.engine, self.corpus)
-        return {**{name: getattr(self, name) for name in fields}, "corpus_contents": contents}
+        digest = None if self.corpus is None else corpus_digest(self.engine, self.corpus)
+        return {**{name: getattr(self, name) for name in fields}, "corpus_digest": digest}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         own = [self.stop] if isinstance(self.stop, str) else self.stop

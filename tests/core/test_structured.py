@@ -213,11 +213,12 @@ def test_what_cannot_be_followed_is_refused_before_the_model_runs(engine: Engine
         engine.stream("The fox", tools=TOOLS)
 
 
-def test_closing_gives_way_to_what_a_schema_says_elsewhere(engine: Engine) -> None:
+def test_closing_gives_way_to_what_a_schema_says_elsewhere(engine: Engine, says: Script) -> None:
     part = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
     other = {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]}
     schema = {"$defs": {"part": part, "other": other}, "allOf": [{"$ref": "#/$defs/part"}, {"$ref": "#/$defs/other"}]}
-    assert accepted(engine, schema, max_new_tokens=300) in (True, False)
+    says('{"a": 1, "b": 2}')
+    assert accepted(engine, schema, max_new_tokens=60)
 
 
 def test_without_the_library_the_command_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +341,7 @@ def test_calls_and_results_in_a_conversation(engine: Engine, template: str, cont
     ids = render_chat(engine.tokenizer, engine.tokens, conversation(content), read_tools(TOOLS))
     text = engine.tokenizer.decode(ids)
     assert '"name": "draw", "' in text and '{"x": 7, "on": "<|im_end|>"}' in text and "drawn <|im_end|>" in text
-    assert (content in text) == bool(content) or not content
+    assert content in text
     assert text.index("draw_all") < text.index("Thanks.") and text.index("drawn") < text.index("Thanks.")
     harmless = json.loads(json.dumps(conversation(content)).replace("<|im_end|>", "end"))
     again = render_chat(engine.tokenizer, engine.tokens, harmless, read_tools(TOOLS))

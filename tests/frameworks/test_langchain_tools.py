@@ -240,11 +240,11 @@ def test_a_question_to_a_corpus_may_ask_for_an_object(engine: Engine) -> None:
 
 def test_remembered_answers_know_what_was_in_the_corpus(engine: Engine) -> None:
     chat = ChatReAttention(engine=engine, corpus="notes")
-    assert chat._identifying_params["corpus_contents"] is None
+    assert chat._identifying_params["corpus_digest"] is None
     seen = []
     for text in ("The fox is red.", "The fox is blue.", "The fox is red."):
         engine.ingest(text, name="notes", replace=True, progress=False)
-        seen.append(chat._identifying_params["corpus_contents"])
+        seen.append(chat._identifying_params["corpus_digest"])
     assert seen[0] == seen[2] != seen[1]
 
 
