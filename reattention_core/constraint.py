@@ -23,7 +23,7 @@ class Grammars:
 
     Raises:
         ImportError: llguidance is not installed.
-        UnsupportedModelError: no token ends an answer.
+        UnsupportedModelError: no token ends an answer, or the tokenizer has no bytes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -40,7 +40,12 @@ class Grammars:
             raise UnsupportedModelError("neither the model nor its tokenizer has an end token: set tokenizer.eos_token")
         rows = max(embedding_rows(model), len(tokenizer))
         fast: Any = tokenizer
-        self._tokens = from_tokenizer(fast, n_vocab=rows, eos_token=self._ends)
+        try:
+            self._tokens = from_tokenizer(fast, n_vocab=rows, eos_token=self._ends)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"tools and structured output need a tokenizer that can write every byte; this one cannot ({error})"
+            ) from error
         # What the library takes for a control token must be named as one, whatever the tokenizer calls it.
         added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
         self._control = {text: i for text, i in added.items() if self._tokens.is_special_token(i)}

@@ -14,11 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from reattention_core import Config, Engine
 from reattention_core.call_syntax import GENERIC, call_syntax
 from reattention_core.chat_template import render_chat
-from reattention_core.errors import IncompleteAnswerError, InvalidConfigError, InvalidRequestError
+from reattention_core.constraint import Grammars
+from reattention_core.errors import (
+    IncompleteAnswerError,
+    InvalidConfigError,
+    InvalidRequestError,
+    UnsupportedModelError,
+)
 from reattention_core.messages import read_messages
 from reattention_core.tools import ToolCall, read_tools
 from tests.core.random_schemas import random_schema
-from tests.core.tiny_tokenizers import CHATML
+from tests.core.tiny_tokenizers import CHATML, byte_level_bpe, word_level
 from tests.scripted import Script, call, scripted
 
 POINT = {
@@ -227,6 +233,15 @@ def test_without_the_library_the_command_is_named(engine: Engine, monkeypatch: p
     monkeypatch.setitem(sys.modules, "llguidance.hf", None)
     with pytest.raises(ImportError, match=r"pip install 'reattention\[structured\]'"):
         engine.generate(ASKED, schema=POINT)
+
+
+def test_models_that_cannot_be_constrained(engine: Engine) -> None:
+    with pytest.raises(UnsupportedModelError, match="write every byte; this one cannot"):
+        Grammars(word_level(), engine.attachment.model)
+    tokenizer = byte_level_bpe()
+    tokenizer.eos_token = None
+    with pytest.raises(UnsupportedModelError, match="has an end token"):
+        Grammars(tokenizer, engine.attachment.model)
 
 
 def test_control_tokens_stay_out_of_json(
