@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle bench-quick wheel support clean
+.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel support clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -27,6 +27,12 @@ needle: $(VENV)/ready  ## a number needle in 16,000 tokens of essays, three stra
 bench-quick: $(VENV)/ready  ## tasks and methods of the quality lab on a CPU, small: shows that each runs
 	rm -rf bench/quick
 	$(VENV)/bin/reattention bench --quick --out bench/quick
+
+kernels-bench: $(VENV)/ready  ## every kernel beside the machine's limits and torch alone; needs a GPU
+	$(RUN) benchmarks/kernels.py
+
+end-to-end-bench: $(VENV)/ready  ## reading, first token and decoding at growing corpus sizes; needs a GPU
+	$(RUN) benchmarks/end_to_end.py
 
 wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the repository
 	rm -rf dist

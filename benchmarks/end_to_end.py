@@ -84,7 +84,8 @@ class Run:
         """All figures at one size; what fails is a row, and the rest is measured all the same."""
         corpus, texts = None, None
         try:
-            with Engine(self._model, self._tokenizer, Config(**self._settings), self._folder) as engine:
+            settings = checked(Config, {**self._settings, "cuda_graphs": False})
+            with Engine(self._model, self._tokenizer, settings, self._folder) as engine:
                 corpus = self._read(engine, size)
                 texts = self._ask(corpus, EAGER, size)
         except Exception as error:

@@ -114,8 +114,8 @@ def changed(engine: Engine, corpus: Corpus, case: Case, strategy: Selector | Non
         if new.n_tokens > old.n_tokens:
             raise ReAttentionError(f"document {number} has {new.n_tokens} tokens, there is room for {old.n_tokens}")
         # Slots that stay empty belong to it still, though they hold no text: a rule may cite their page.
-        empty = [NO_SPAN] * (old.n_tokens - new.n_tokens)
-        documents[number] = ReadDocument(new.document, [*new.spans, *empty], old.start)
+        empty = torch.tensor([NO_SPAN] * (old.n_tokens - new.n_tokens), dtype=torch.int32).view(-1, 2)
+        documents[number] = ReadDocument(new.document, torch.cat([new.spans, empty]), old.start)
         at, own = _pages_of(old), _pages_of(new)
         over = slice(at.start, at.start + own.stop - own.start)
         filled[at] = 0

@@ -38,7 +38,7 @@ class OpenCorpus(Task):
         documents = [
             Document(text=d["text"], title=d["title"] if size.titles else "", id=str(d["doc_id"])) for d in found
         ]
-        length = sum(len(tokens.encode_document(document).ids) for document in documents)
+        length = sum(len(document.ids) for document in tokens.encode_documents(documents))
         cases = []
         for number, asked in enumerate(self._read(size.data, "questions")):
             answers = tuple(asked["answers"])

@@ -42,7 +42,7 @@ def test_length_in_tokens(name: str, length: int, tokens: PlainTokenizer) -> Non
     """Never more than asked, and less by at most three hundredths and a line."""
     _, group = made(name, tokens, replace(SIZE, lengths=(length,)))
     for case in group.cases:
-        n = sum(len(tokens.encode_document(document).ids) for document in group.of(case))
+        n = sum(len(document.ids) for document in tokens.encode_documents(group.of(case)))
         assert 0.97 * length - 120 <= n <= length
 
 
