@@ -68,16 +68,28 @@ def passages(documents: Sequence[ReadDocument], pages: Sequence[int], evidence: 
     """
     total = sum(evidence) or 1.0
     starts = [document.start // PAGE for document in documents]
-    found, run = [], list[int]()
+    found, run = list[Source](), list[int]()
     for page in [*pages, -1]:
         if run and (page != run[-1] + 1 or page in starts):
             owner = documents[bisect_right(starts, run[0]) - 1] if run[0] >= starts[0] else None
             if owner is not None:
                 score = sum(evidence[p] for p in run) / total
-                found.append(_passage(owner, run[0], run[-1] + 1, score))
+                _add(found, owner, _passage(owner, run[0], run[-1] + 1, score))
             run = []
         run.append(page)
-    return sorted((s for s in found if s is not None), key=lambda s: -s.score)
+    return sorted(found, key=lambda s: -s.score)
+
+
+def _add(found: list[Source], document: ReadDocument, new: Source | None) -> None:
+    """Append a passage, or widen the last one: grown to whole words, two may meet in a long word."""
+    if new is None:
+        return
+    if found and found[-1].document_id == new.document_id and new.start < found[-1].end:
+        last = found.pop()
+        start, end = min(last.start, new.start), max(last.end, new.end)
+        quote = document.document.text[start:end]
+        new = new.model_copy(update={"start": start, "end": end, "quote": quote, "score": last.score + new.score})
+    found.append(new)
 
 
 def _passage(document: ReadDocument, first: int, stop: int, score: float) -> Source | None:

@@ -417,6 +417,16 @@ def test_sources_quote_their_documents_and_come_by_falling_score(engine: Engine,
     assert max(found) > 1
 
 
+def test_passages_that_meet_in_a_long_word_are_one() -> None:
+    """Two pages with one between them, in a word that all three lie in: grown to whole words, both quote it."""
+    text = "a " + "🤗" * 24 + " b"
+    spans = torch.tensor([(0, 1), (1, 2), *((2 + i // 4, 3 + i // 4) for i in range(96)), (26, 27), (27, 28)])
+    document = ReadDocument(Document(text=text), spans, PAGE)
+    (source,) = passages([document], [1, 3], [0.0, 0.5, 0.25, 0.25])
+    assert (source.quote, source.score) == (text[: source.end].strip(), 0.75)
+    assert source.end >= 26
+
+
 def test_a_page_of_white_space_alone_is_no_source() -> None:
     document = Document(text="\n" * 32 + "The end.")
     spans = torch.tensor([*((i, i + 1) for i in range(32)), (32, 40)])
