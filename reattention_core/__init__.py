@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reattention_core.select import Selection as Selection
     from reattention_core.select import Selector as Selector
     from reattention_core.sources import Source as Source
-    from reattention_core.tools import ToolCall as ToolCall
+    from reattention_core.structured.tools import ToolCall as ToolCall
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _MODULES = {
     "engine": ("Engine",),
     "select": ("Consensus", "LongHeads", "ReAttention", "Reader", "Selection", "Selector"),
     "sources": ("Source",),
-    "tools": ("ToolCall",),
+    "structured.tools": ("ToolCall",),
 }
 
 __all__ = sorted(name for names in _MODULES.values() for name in names)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pydantic import BaseModel, ConfigDict
 
 from reattention_core.sources import Source
-from reattention_core.tools import ToolCall
+from reattention_core.structured.tools import ToolCall
 
 
 class Usage(BaseModel):

@@ -15,11 +15,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reattention_core.call_syntax import CALL_ID, call_syntax
 from reattention_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedModelError
 from reattention_core.messages import Message, read_messages, with_calls_apart, without_calls
+from reattention_core.structured.call_syntax import CALL_ID, call_syntax
+from reattention_core.structured.tools import Tool
 from reattention_core.tokens import PlainTokenizer
-from reattention_core.tools import Tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from reattention_core.select import Consensus, Selector
 from reattention_core.select.base import Question
 from reattention_core.select.fixed import Recording, SinkAndLocal
 from reattention_core.sources import ReadDocument, Source, passages
-from reattention_core.structure import Structure
+from reattention_core.structured.structure import Structure
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine

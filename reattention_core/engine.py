@@ -17,9 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reattention_core.answer import Answer, AnswerStream, finish
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import PAGE
-from reattention_core.call_syntax import call_syntax
 from reattention_core.config import Config, Generation, checked
-from reattention_core.constraint import Grammars
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.errors import (
@@ -40,7 +38,9 @@ from reattention_core.request import Request
 from reattention_core.select import SELECTORS, Consensus, ReAttention, Selector
 from reattention_core.sources import ReadDocument
 from reattention_core.store import Store
-from reattention_core.structure import Shape, Structure
+from reattention_core.structured.call_syntax import call_syntax
+from reattention_core.structured.constraint import Grammars
+from reattention_core.structured.structure import Shape, Structure
 from reattention_core.tokens import PlainTokenizer
 
 Sources = str | Path | Document | Iterable[str | Path | Document]

@@ -22,10 +22,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
-from reattention_core.constraint import Constraint
 from reattention_core.errors import CancelledError
 from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
+from reattention_core.structured.constraint import Constraint
 
 
 class TextStream(BaseStreamer, StoppingCriteria):

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reattention_core.call_syntax import CallSyntax
 from reattention_core.errors import InvalidRequestError
-from reattention_core.tools import Tool, ToolCall, read_call
+from reattention_core.structured.call_syntax import CallSyntax
+from reattention_core.structured.tools import Tool, ToolCall, read_call
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reattention_core.chat_template import render_chat
 from reattention_core.config import Config
 from reattention_core.errors import EmptyPromptError, InvalidRequestError
-from reattention_core.structure import Structure
+from reattention_core.structured.structure import Structure
 from reattention_core.tokens import PlainTokenizer
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from reattention_core.prefill import Cancelled
 from reattention_core.prompts import Prompt
 from reattention_core.select import Context, Reader, Selector
 from reattention_core.sources import Source, passages
-from reattention_core.structure import Calls, Shape
-from reattention_core.tools import ToolCall
+from reattention_core.structured.structure import Calls, Shape
+from reattention_core.structured.tools import ToolCall
 
 if TYPE_CHECKING:
     from reattention_core.corpus import Corpus

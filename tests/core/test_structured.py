@@ -12,9 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reattention_core import Config, Engine
-from reattention_core.call_syntax import GENERIC, call_syntax
 from reattention_core.chat_template import render_chat
-from reattention_core.constraint import Grammars
 from reattention_core.errors import (
     IncompleteAnswerError,
     InvalidConfigError,
@@ -22,7 +20,9 @@ from reattention_core.errors import (
     UnsupportedModelError,
 )
 from reattention_core.messages import read_messages
-from reattention_core.tools import ToolCall, read_tools
+from reattention_core.structured.call_syntax import GENERIC, call_syntax
+from reattention_core.structured.constraint import Grammars
+from reattention_core.structured.tools import ToolCall, read_tools
 from tests.core.random_schemas import random_schema
 from tests.core.tiny_tokenizers import CHATML, byte_level_bpe, word_level
 from tests.scripted import Script, call, scripted

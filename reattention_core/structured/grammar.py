@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reattention_core.call_syntax import CallSyntax
 from reattention_core.errors import InvalidConfigError
-from reattention_core.tools import Tool
+from reattention_core.structured.call_syntax import CallSyntax
+from reattention_core.structured.tools import Tool
 
 MOST_CALLS = 16
 """Calls in one answer at most, because a weak model may never stop making them."""

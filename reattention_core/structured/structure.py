@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reattention_core.call_syntax import CallSyntax
-from reattention_core.constraint import Constraint, Grammars
 from reattention_core.errors import IncompleteAnswerError, InvalidConfigError
-from reattention_core.grammar import answer_grammar, closed
-from reattention_core.tools import Tool, ToolCall, read_tools
+from reattention_core.structured.call_syntax import CallSyntax
+from reattention_core.structured.constraint import Constraint, Grammars
+from reattention_core.structured.grammar import answer_grammar, closed
+from reattention_core.structured.tools import Tool, ToolCall, read_tools
 
 
 @dataclass(frozen=True)

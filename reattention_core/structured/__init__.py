@@ -1,0 +1,1 @@
+"""Answers that follow a form: JSON of a schema, tool calls; read `structure` first."""
