@@ -92,11 +92,9 @@ class Ingest:
 
     def _read_alone(self, numbers: list[int], sink: Pages) -> None:
         """Read a batch of documents that do not see each other."""
-        rows = [list(self._documents[number]) for number in numbers]
-        longest = max(map(len, rows))
-        # What fits the reach is read in one pass; of more, a chunk sees as much before it as it is long.
-        chunk = longest if longest <= self._reach else max(self._reach // 2, 1)
+        chunk = max(self._reach // 2, 1)
         reader = SinkAndLocal(sink, self._reach - chunk)
+        rows = [list(self._documents[number]) for number in numbers]
         starts = [self.layout.starts[number] for number in numbers]
         self._run(rows, starts, reader, sink, chunk)
 

@@ -9,5 +9,6 @@ for name in ("reattention_core.engine", "reattention_kernels", "langchain_reatte
     found = Path(str(importlib.import_module(name).__file__)).resolve()
     assert outside in found.parents, f"{name} came from {found}"
 packages = {path.name for path in outside.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")} - {"bin"}
-assert packages == {"reattention_core", "reattention_kernels", "langchain_reattention", "llama_index"}, packages
+expected = {"reattention_core", "reattention_kernels", "reattention_bench", "langchain_reattention", "llama_index"}
+assert packages == expected, packages
 assert (outside / "bin" / "reattention").exists()
