@@ -14,7 +14,7 @@ test: $(VENV)/ready  ## the default tests: no GPU, no network
 	$(RUN) -m pytest
 
 slow: $(VENV)/ready  ## tests that take minutes: the control on the stock model
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow and not gpu"
 
 lint: $(VENV)/ready  ## formatting, lint rules and types
 	$(VENV)/bin/ruff format --check .
