@@ -116,9 +116,7 @@ class Run:
 
     def _read(self, engine: Engine, size: int) -> Corpus:
         """Ingest, save and open."""
-        per_token = (
-            sum(heads * (key + value) for heads, key, value in engine.attachment.shapes) * self._model.dtype.itemsize
-        )
+        per_token = engine.attachment.per_token * self._model.dtype.itemsize
         if per_token * size > free_bytes(self._model.device):
             raise MemoryError(f"{per_token:,} bytes a token do not fit {free_bytes(self._model.device):,} free bytes")
         documents, add = self._documents(size), self._table.add

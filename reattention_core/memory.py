@@ -58,9 +58,8 @@ def plan(attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_token
         batch_tokens: tokens in one forward pass of short documents.
     """
     model = attachment.model
-    per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
     return MemoryPlan(
-        pages=len(layout.first) * PAGE * per_token * dtype.itemsize,
+        pages=len(layout.first) * PAGE * attachment.per_token * dtype.itemsize,
         working=_working_bytes(attachment, max(layout.lengths), batch_tokens),
         free=free_bytes(model.device),
         device=str(model.device),
@@ -79,10 +78,9 @@ def batch_tokens(attachment: Attachment) -> int:
 def _working_bytes(attachment: Attachment, longest: int, batch_tokens: int) -> int:
     """What reading takes beside the pages, an estimate: a tail for each token of a batch, and one layer's activations."""
     model = attachment.model
-    per_token = sum(heads * (key + value) for heads, key, value in attachment.shapes)
     # A batch's tail exists twice, un-rotated and rotated, and has room to double; a layer's activations are a few times
     # the widest projection.
-    tail = max(batch_tokens, longest) * per_token * model.dtype.itemsize * 4
+    tail = max(batch_tokens, longest) * attachment.per_token * model.dtype.itemsize * 4
     config = model.config.get_text_config()
     hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
     return int(tail + batch_tokens * hidden * model.dtype.itemsize)

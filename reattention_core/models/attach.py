@@ -83,6 +83,11 @@ class Attachment:
     ) -> None:
         self.detach()
 
+    @property
+    def per_token(self) -> int:
+        """Numbers in the keys and values of one token, over all layers."""
+        return sum(heads * (key + value) for heads, key, value in self.shapes)
+
     def detach(self) -> None:
         """Restore the model exactly as it was; calling it twice does nothing."""
         for hook in self._hooks:
