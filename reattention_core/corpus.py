@@ -160,12 +160,13 @@ class Corpus:
         with engine.busy(cancelled):
             asked = self.question(prompt, cancelled)
             evidence = Consensus.for_window(attachment.window).evidence(self.pages, asked, attachment.scaling)
-        best = [page for page in evidence.argsort(descending=True).tolist() if evidence[page] > 0]
+        order, shares = evidence.argsort(descending=True).tolist(), evidence.tolist()
+        best = [page for page in order if shares[page] > 0]
         last, found = self.pages.n_pages - 1, list[Source]()
         # Neighbours become one passage, so that more pages may be needed than passages.
         for many in range(k, min(len(best), 8 * k) + 1):
             pages = sorted({min(max(page + step, 0), last) for page in best[:many] for step in (-1, 0, 1)})
-            found = passages(self.documents, pages, evidence.tolist())
+            found = passages(self.documents, pages, shares)
             if len(found) >= k:
                 break
         return found[:k]

@@ -178,7 +178,7 @@ class ContextCache(Cache):
     Attributes:
         widest: tokens of the widest window that attention has looked at so far.
         read: what attention read last.
-        stepped: tokens written since by a recorded pass, whose keys and values lie elsewhere (`decoding`).
+        stepped: tokens written since by a recorded pass, whose keys and values lie elsewhere (`graphs`).
     """
 
     layers: list[ContextLayer]  # type: ignore[assignment]
