@@ -17,8 +17,8 @@ import jsonschema
 import torch
 from schema_cases import CASES
 
+from reattention_core.frameworks.shared import shared_tokenizer
 from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import shared_tokenizer
 
 TOKENIZER = shared_tokenizer(BUNDLED)
 ROWS = len(TOKENIZER)

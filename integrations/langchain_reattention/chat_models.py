@@ -12,23 +12,31 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr
 
 from langchain_reattention.binding import Tools, bound_tools, schema_of, structured
 from langchain_reattention.messages import PROVIDER, about, call_chunks, plain, whole
-from reattention_core import Answer, AnswerStream, Corpus, Engine, Generation
+from reattention_core import Answer, AnswerStream
 from reattention_core.answer import finish
-from reattention_core.config import checked
-from reattention_core.conversation import CALL_SETTINGS, CAPACITY, STRUCTURE, afinish, generation, pulled, start
 from reattention_core.errors import InvalidConfigError
+from reattention_core.frameworks.conversation import (
+    CALL_SETTINGS,
+    CAPACITY,
+    STRUCTURE,
+    afinish,
+    generation,
+    pulled,
+    start,
+)
+from reattention_core.frameworks.model import Answering
+from reattention_core.frameworks.shared import corpus_digest
 from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import corpus_digest, shared_corpus, shared_engine, shared_tokenizer
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
 
 
-class ChatReAttention(BaseChatModel):
+class ChatReAttention(Answering, BaseChatModel):
     """A local model that reads prompts longer than its window, and answers from saved corpora.
 
     Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
@@ -59,35 +67,11 @@ class ChatReAttention(BaseChatModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     model: str = Field(default=BUNDLED, alias="model_name")
-    corpus: str | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    strategy: str | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int = 256
     stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
-    seed: int | None = None
-    repetition_penalty: float | None = None
-    engine: Engine | None = Field(default=None, exclude=True, repr=False)
     streaming: bool = False
     timeout: float | None = Field(default=None, exclude=True, repr=False)
     max_retries: int | None = Field(default=None, exclude=True, repr=False)
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    _opened: Corpus | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _check(self) -> "ChatReAttention":
-        checked(Generation, generation(self, {}))
-        if self.engine is not None:
-            fields = type(self).model_fields
-            extra = [name for name in ("device", "dtype", "strategy") if getattr(self, name) != fields[name].default]
-            if extra:
-                raise InvalidConfigError(f"engine brings its own {', '.join(extra)}: leave out one or the other")
-            if "model" not in self.model_fields_set:
-                own = self.engine.attachment.model
-                self.model = own.name_or_path or own.config.model_type
-        return self
 
     @property
     def _llm_type(self) -> str:
@@ -173,8 +157,7 @@ class ChatReAttention(BaseChatModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the model's own tokenizer; the weights need not be loaded."""
-        tokenizer = self.engine.tokenizer if self.engine is not None else shared_tokenizer(self.model)
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def _generate(
@@ -235,14 +218,7 @@ class ChatReAttention(BaseChatModel):
         asked_for["schema"] = schema_of(given.pop("response_format", None))
         settings, asked = generation(self, {**given, "stop": stop}), plain(messages)
         engine = self._engine(model)
-        # Held from here on, or the next question would open it again.
-        corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
-        return start(engine, corpus, asked, settings, asked_for)
-
-    def _engine(self, model: str | None = None) -> Engine:
-        if self.engine is not None and model in (None, self.model):
-            return self.engine
-        return shared_engine(model or self.model, self.device, self.dtype, self.strategy)
+        return start(engine, self._corpus(engine), asked, settings, asked_for)
 
     def _result(self, answer: Answer, given: dict[str, Any]) -> ChatResult:
         message = whole(answer, given.get("model") or self.model, self.corpus is not None)

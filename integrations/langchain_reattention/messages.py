@@ -9,8 +9,8 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, tool_call, tool_call_chunk
 
 from reattention_core import Answer
-from reattention_core.conversation import Message
 from reattention_core.errors import InvalidRequestError
+from reattention_core.frameworks.conversation import Message
 
 PROVIDER = "reattention"
 

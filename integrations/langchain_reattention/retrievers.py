@@ -6,14 +6,13 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field
 
-from reattention_core import Corpus, Engine, Source
-from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import shared_corpus, shared_engine
+from reattention_core import Source
+from reattention_core.frameworks.model import Located
 
 
-class ReAttentionRetriever(BaseRetriever):
+class ReAttentionRetriever(Located, BaseRetriever):
     """Finds the passages of a saved corpus that a question asks for, most evidence first, with their scores.
 
     A passage's metadata has `source`, `title`, `document_id`, `start` and `end` (characters of the document) and `score`, its
@@ -37,18 +36,12 @@ class ReAttentionRetriever(BaseRetriever):
 
     corpus: str
     k: int = Field(default=4, ge=1)
-    model: str = BUNDLED
-    device: str | None = None
-    dtype: str = "auto"
-    engine: Engine | None = Field(default=None, exclude=True, repr=False)
-    _opened: Corpus | None = PrivateAttr(default=None)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun | None = None, k: int | None = None
     ) -> list[Document]:
-        engine = self.engine or shared_engine(self.model, self.device, self.dtype)
-        # Held from here on, or the next question would open it again.
-        corpus = self._opened = shared_corpus(engine, self.corpus)
+        corpus = self._corpus(self._engine())
+        assert corpus is not None, "its name is required"
         return [_document(source) for source in corpus.find(query, self.k if k is None else k)]
 
     async def _aget_relevant_documents(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from langchain_reattention import ChatReAttention
 from reattention_core import Engine
 from reattention_core.errors import CorpusNotFoundError, EmptyPromptError, InvalidConfigError, InvalidRequestError
-from reattention_core.shared import shared_engine
+from reattention_core.frameworks.shared import shared_engine
 from tests.frameworks.conftest import Steps, stopped, watched
 
 ASKED = [SystemMessage("Be brief."), HumanMessage("What does the fox do?")]

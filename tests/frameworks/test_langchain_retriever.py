@@ -14,7 +14,7 @@ from langchain_tests.unit_tests import ToolsUnitTests
 from langchain_reattention import ReAttentionRetriever
 from reattention_core import Document, Engine
 from reattention_core.errors import ContextTooLongError, CorpusNotFoundError, EmptyPromptError, InvalidRequestError
-from reattention_core.shared import shared_engine
+from reattention_core.frameworks.shared import shared_engine
 
 QUESTION = "What does the fox do?"
 

@@ -15,7 +15,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from langchain_reattention import ChatReAttention
-from reattention_core.shared import shared_engine
+from reattention_core.frameworks.shared import shared_engine
 from tests.core.tiny_tokenizers import byte_level_bpe
 from tests.scripted import call, scripted
 

@@ -22,7 +22,7 @@ from reattention_core.errors import (
     InvalidConfigError,
     InvalidRequestError,
 )
-from reattention_core.shared import shared_engine
+from reattention_core.frameworks.shared import shared_engine
 from tests.frameworks.conftest import Steps, stopped, watched
 
 ASKED = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="What does the fox do?")]

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from reattention_core import Engine, shared
+from reattention_core import Engine
 from reattention_core.errors import UnsupportedModelError
-from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.frameworks import shared
+from reattention_core.frameworks.shared import shared_corpus, shared_engine, shared_tokenizer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -29,19 +29,16 @@ from llama_index.llms.reattention.messages import (
 )
 from llama_index.llms.reattention.structured import StructuredPredict
 from llama_index.llms.reattention.tools import prepared, selections
-from reattention_core import AnswerStream, Corpus, Engine, Generation
+from reattention_core import AnswerStream
 from reattention_core.answer import finish
-from reattention_core.config import checked
-from reattention_core.conversation import CAPACITY, STRUCTURE, Message, afinish, generation, start
-from reattention_core.errors import InvalidConfigError
-from reattention_core.models.loading import BUNDLED
-from reattention_core.shared import shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.frameworks.conversation import CAPACITY, STRUCTURE, Message, afinish, generation, start
+from reattention_core.frameworks.model import Answering
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
 
-class ReAttentionLLM(StructuredPredict, FunctionCallingLLM):
+class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
     """A local model that reads prompts longer than its window, and answers from saved corpora.
 
     Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
@@ -57,43 +54,10 @@ class ReAttentionLLM(StructuredPredict, FunctionCallingLLM):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(default=BUNDLED, description="The bundled model, a hub id, a folder or a GGUF file.")
-    corpus: str | None = Field(default=None, description="Name of a saved corpus to answer from.")
-    device: str | None = Field(default=None, description="Where the model runs; the first GPU if there is one.")
-    dtype: str = Field(default="auto", description="Type of the weights.")
-    strategy: str | None = Field(default=None, description="The rule that selects what is read.")
-    temperature: float = Field(default=0.0, description="0 takes the likeliest token; above it, samples.")
-    top_p: float = Field(default=1.0, description="Samples from the likeliest tokens of this probability.")
-    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
-    stop: list[str] | str | None = Field(default=None, description="Strings that end an answer.")
-    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
-    repetition_penalty: float | None = Field(
-        default=None, description="Above 1, keeps a small model from saying the same again and again."
-    )
     context_window: int = Field(
         default=CAPACITY,
         description="Tokens of a prompt at most; not the model's window, because longer prompts are read too.",
     )
-    engine: Engine | None = Field(
-        default=None,
-        exclude=True,
-        repr=False,
-        description="A ready engine, in place of model, device, dtype and strategy.",
-    )
-    _opened: Corpus | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _check(self) -> "ReAttentionLLM":
-        checked(Generation, generation(self, {}))
-        if self.engine is not None:
-            fields = type(self).model_fields
-            extra = [name for name in ("device", "dtype", "strategy") if getattr(self, name) != fields[name].default]
-            if extra:
-                raise InvalidConfigError(f"engine brings its own {', '.join(extra)}: leave out one or the other")
-            if "model" not in self.model_fields_set:
-                own = self.engine.attachment.model
-                self.model = own.name_or_path or own.config.model_type
-        return self
 
     @classmethod
     def class_name(cls) -> str:
@@ -103,11 +67,10 @@ class ReAttentionLLM(StructuredPredict, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """What the framework plans with; loads the tokenizer, not the weights."""
-        tokenizer = self.engine.tokenizer if self.engine is not None else shared_tokenizer(self.model)
         return LLMMetadata(
             context_window=self.context_window,
             num_output=self.max_tokens,
-            is_chat_model=tokenizer.chat_template is not None,
+            is_chat_model=self.tokenizer.chat_template is not None,
             # A question to a corpus calls no tools; the corpus can be one.
             is_function_calling_model=self.corpus is None,
             model_name=self.model,
@@ -197,9 +160,4 @@ class ReAttentionLLM(StructuredPredict, FunctionCallingLLM):
         structure = {name: given[name] for name in STRUCTURE if name in given}
         settings = generation(self, {name: value for name, value in given.items() if name not in structure})
         engine = self._engine()
-        # Held from here on, or the next question would open it again.
-        corpus = self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
-        return start(engine, corpus, asked, settings, structure)
-
-    def _engine(self) -> Engine:
-        return self.engine or shared_engine(self.model, self.device, self.dtype, self.strategy)
+        return start(engine, self._corpus(engine), asked, settings, structure)

@@ -19,8 +19,8 @@ from llama_index.core.base.llms.types import (
 )
 
 from reattention_core import Answer, AnswerStream
-from reattention_core.conversation import Message, pulled
 from reattention_core.errors import InvalidRequestError
+from reattention_core.frameworks.conversation import Message, pulled
 
 ROLES = {
     MessageRole.SYSTEM: "system",

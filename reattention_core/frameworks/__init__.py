@@ -1,0 +1,1 @@
+"""What the integrations of all frameworks stand on; nothing else in the library imports it."""
