@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reattention_core.config import Generation as Generation
     from reattention_core.corpus import Corpus as Corpus
     from reattention_core.documents import Document as Document
+    from reattention_core.editing import Changes as Changes
     from reattention_core.engine import Engine as Engine
     from reattention_core.select import Consensus as Consensus
     from reattention_core.select import LongHeads as LongHeads
@@ -34,6 +35,7 @@ _MODULES = {
     "config": ("Config", "Generation"),
     "corpus": ("Corpus",),
     "documents": ("Document",),
+    "editing": ("Changes",),
     "engine": ("Engine",),
     "select": ("Consensus", "LongHeads", "ReAttention", "Reader", "Selection", "Selector"),
     "sources": ("Source",),

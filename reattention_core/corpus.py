@@ -1,22 +1,25 @@
-"""Documents that a model has read, and questions to them; knows no files and no disk."""
+"""A corpus: documents that a model has read, open for questions and for edits."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from reattention_core.answer import Answer, AnswerStream, finish
-from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.config import Generation, checked
-from reattention_core.errors import ContextTooLongError, InvalidRequestError, UnreadableDocumentError
-from reattention_core.graphs import Graphs
-from reattention_core.prefill import Cancelled, prefill, running
-from reattention_core.prompts import Prompt, Turn, build_prompt
+from reattention_core.documents import Document, collect
+from reattention_core.documents import Source as Readable
+from reattention_core.editing import Changes, Plan, adding, refreshing, removing, reordering
+from reattention_core.edition import Edition, assembled
+from reattention_core.errors import ContextTooLongError, EmptyPromptError, InvalidRequestError, UnreadableDocumentError
+from reattention_core.memory import within_memory
+from reattention_core.prefill import Cancelled
+from reattention_core.progress import Progress
+from reattention_core.prompts import Turn, build_prompt
+from reattention_core.reading import How, Mode, read_documents
 from reattention_core.request import Request
-from reattention_core.select import Consensus, Selector
-from reattention_core.select.base import Question
-from reattention_core.select.fixed import Recording, SinkAndLocal
+from reattention_core.select import Consensus, LongHeads, Selector
 from reattention_core.sources import ReadDocument, Source, passages
 from reattention_core.structured.structure import Structure
 
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
 
 
 class Corpus:
-    """A read corpus, open for questions. Made by `Engine.ingest` and `Engine.open`.
+    """A read corpus, open for questions and edits. Made by `Engine.ingest`, `Engine.open` and `Engine.join`.
 
     Questions never change it: each has a private tail over the shared pages, so any number may run one after another or
     from several threads (the model itself serves one at a time).
+
+    Edits change the object in place, and the saved corpus if it has a name; only new and changed documents are read. A
+    question that is being answered goes on over the documents it began with. Edits come one after another; one that fails
+    changes nothing.
 
     Args:
         engine: whose model read it.
@@ -36,11 +43,13 @@ class Corpus:
         pages: keys and values.
         documents: texts and where their tokens lie.
         mode: "independent" or "joint".
+        skipped: files that could not be read.
+        selector: the rule it was read by; one that its summaries need when left out.
 
     Attributes:
-        memo: what selection rules worked out once for this corpus.
-        graphs: passes over it that were recorded, on a GPU.
+        edition: the documents and pages as they are now; never changed, but replaced by an edit.
         skipped: files that could not be read and are not in it.
+        selector: the rule it was read by, where that is known.
     """
 
     def __init__(
@@ -49,22 +58,32 @@ class Corpus:
         name: str | None,
         pages: Pages,
         documents: Sequence[ReadDocument],
-        mode: str,
+        mode: Mode,
         skipped: Sequence[UnreadableDocumentError] = (),
+        selector: Selector | None = None,
     ) -> None:
-        self._engine, self.name, self.pages, self.mode = engine, name, pages, mode
-        self.documents, self.skipped = tuple(documents), tuple(skipped)
-        self.memo: dict[str, list[torch.Tensor]] = {}
-        attachment = engine.attachment
-        self.graphs = Graphs(attachment.shapes, attachment.window, pages, engine.config.cuda_graphs)
+        self._engine, self.name, self.mode = engine, name, mode
+        self.skipped = tuple(skipped)
+        self.selector, self._editing = selector, threading.Lock()
+        self.edition = self._edition(pages, documents)
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self.documents)} documents, {self.n_tokens:,} tokens)"
 
     @property
+    def documents(self) -> tuple[ReadDocument, ...]:
+        """The documents in reading order, each with its text, id, source and metadata."""
+        return self.edition.documents
+
+    @property
+    def pages(self) -> Pages:
+        """Keys and values."""
+        return self.edition.pages
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of all documents, the sink not counted."""
-        return sum(document.n_tokens for document in self.documents)
+        return self.edition.n_tokens
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +112,7 @@ class Corpus:
             The text, the passages it rests on and what it took.
 
         Raises:
-            EmptyPromptError: the question is empty.
+            EmptyPromptError: the question is empty, or all documents were removed.
             ContextTooLongError: question, history and answer leave no room in the model's window.
             InvalidConfigError: a setting is unknown or not allowed, or the schema cannot be followed.
             IncompleteAnswerError: tokens ran out inside of JSON.
@@ -110,7 +129,7 @@ class Corpus:
         **generation: Any,
     ) -> AnswerStream:
         """Like `ask`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
-        engine = self._engine
+        engine, edition = self._engine, self._asked()
         defaults = {"max_new_tokens": engine.config.max_new_tokens, "stop": engine.config.stop}
         settings = checked(Generation, {**defaults, **generation})
         prompt = build_prompt(engine.tokens, engine.config, question, history)
@@ -125,7 +144,7 @@ class Corpus:
                 limit=engine.window,
             )
         shape = engine.shape(Structure(schema=schema))
-        request = Request(engine, prompt, settings, engine.selector(strategy), self, shape)
+        request = Request(engine, prompt, settings, engine.selector(strategy), edition, shape)
         return request.stream()
 
     def find(self, question: str, k: int = 5, cancelled: Cancelled = lambda: False) -> list[Source]:
@@ -140,14 +159,14 @@ class Corpus:
             cancelled: asked between forward passes; True stops the search.
 
         Raises:
-            EmptyPromptError: the question is empty.
+            EmptyPromptError: the question is empty, or all documents were removed.
             ContextTooLongError: it is longer than the model's window.
             InvalidRequestError: k is not at least 1.
             CancelledError: `cancelled` said so.
         """
         if k < 1:
             raise InvalidRequestError(f"k is the number of passages, at least 1, got {k}")
-        engine = self._engine
+        engine, edition = self._engine, self._asked()
         prompt = build_prompt(engine.tokens, engine.config, question)
         attachment, needed = engine.attachment, len(prompt.ids) + PAGE
         if needed > attachment.window:
@@ -158,36 +177,158 @@ class Corpus:
                 limit=attachment.window,
             )
         with engine.busy(cancelled):
-            asked = self.question(prompt, cancelled)
-            evidence = Consensus.for_window(attachment.window).evidence(self.pages, asked, attachment.scaling)
+            asked = edition.question(prompt, cancelled)
+            evidence = Consensus.for_window(attachment.window).evidence(edition.pages, asked, attachment.scaling)
         order, shares = evidence.argsort(descending=True).tolist(), evidence.tolist()
         best = [page for page in order if shares[page] > 0]
-        last, found = self.pages.n_pages - 1, list[Source]()
+        last, found = edition.pages.n_pages - 1, list[Source]()
         # Neighbours become one passage, so that more pages may be needed than passages.
         for many in range(k, min(len(best), 8 * k) + 1):
             pages = sorted({min(max(page + step, 0), last) for page in best[:many] for step in (-1, 0, 1)})
-            found = passages(self.documents, pages, shares)
+            found = passages(edition.documents, pages, shares)
             if len(found) >= k:
                 break
         return found[:k]
 
-    def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
-        """Runs a text behind the sink alone; see `select.base.Probe`."""
-        attachment, sink = self._engine.attachment, self.pages.before(1)
+    def add(
+        self,
+        documents: Readable | Iterable[Readable],
+        *,
+        strict: bool = False,
+        progress: bool | Progress = True,
+        cancelled: Cancelled = lambda: False,
+    ) -> Changes:
+        """Read more documents, behind those that are there. What the corpus has already is not read again.
 
-        def run(ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
-            with running():
-                queries = self.graphs.queries(attachment.model, sink, ids)
-            if queries is not None:
-                return [query[0, :, asking] for query in queries]
-            reader = Recording(SinkAndLocal(sink, 0))
-            cache = ContextCache(len(attachment.shapes), reader, attachment.window, sink)
-            prompt = torch.tensor([list(ids)], device=attachment.model.device)
-            prefill(attachment.model, cache, prompt, attachment.window, cancelled)
-            return [torch.cat(reader.queries[layer], 2)[0, :, asking] for layer in range(len(attachment.shapes))]
+        Args:
+            documents: as for `Engine.ingest`.
+            strict: raise on the first unreadable file instead of leaving it out.
+            progress: as for `Engine.ingest`.
+            cancelled: asked between forward passes; True stops the edit, and nothing changes.
 
-        return run
+        Raises:
+            InvalidRequestError: an id is another document's, or the corpus was read with `joint`.
+            EmptyPromptError: there is nothing to read.
+            CapacityError: it would not fit the memory.
+        """
+        new, skipped = collect(documents, strict=strict)
+        return self._edit(lambda old: adding(old, new), skipped, progress, cancelled)
 
-    def question(self, prompt: Prompt, cancelled: Cancelled) -> Question:
-        """What a selection rule may know of a question to this corpus."""
-        return Question(prompt.ids, prompt.asking, prompt.empty, self.probe(cancelled), self.memo)
+    def refresh(
+        self,
+        documents: Readable | Iterable[Readable],
+        *,
+        drop: bool = False,
+        strict: bool = False,
+        progress: bool | Progress = True,
+        cancelled: Cancelled = lambda: False,
+    ) -> Changes:
+        """Bring the corpus up to date: what changed is read again in its place, what is new behind the rest.
+
+        A document is known by its id; a file, whose id is made from its content, by its source. Documents with the same
+        title and text are not read again.
+
+        Args:
+            documents: as they are now; as for `Engine.ingest`.
+            drop: remove the documents that are not among them.
+            strict: as for `add`.
+            progress: as for `add`.
+            cancelled: as for `add`.
+
+        Raises:
+            InvalidRequestError: the corpus was read with `joint`.
+            EmptyPromptError: there is nothing to read.
+            CapacityError: it would not fit the memory.
+        """
+        new, skipped = collect(documents, strict=strict)
+        return self._edit(lambda old: refreshing(old, new, drop=drop), skipped, progress, cancelled)
+
+    def remove(self, ids: str | Iterable[str]) -> Changes:
+        """Take documents out of the corpus.
+
+        Args:
+            ids: of documents; one, or several.
+
+        Raises:
+            InvalidRequestError: there is no document of an id, or the corpus was read with `joint`.
+        """
+        wanted = [ids] if isinstance(ids, str) else list(ids)
+        return self._edit(lambda old: removing(old, wanted))
+
+    def reorder(self, ids: Iterable[str]) -> Changes:
+        """Put documents in the order of their ids; those that are not named follow in the order they have.
+
+        Raises:
+            InvalidRequestError: there is no document of an id, one is named twice, or the corpus was read with `joint`.
+        """
+        wanted = list(ids)
+        return self._edit(lambda old: reordering(old, wanted))
+
+    def _edit(
+        self,
+        planned: Callable[[Sequence[Document]], Plan],
+        skipped: Sequence[UnreadableDocumentError] = (),
+        progress: bool | Progress = False,
+        cancelled: Cancelled = lambda: False,
+    ) -> Changes:
+        """Carry out a plan: read what must be read, save, and put the new edition in place of the old one."""
+        if self.mode == "joint":
+            raise InvalidRequestError(
+                "this corpus was read with mode='joint', where every document was read in the light of the earlier ones: "
+                "it cannot be edited; ingest the documents anew, or with mode='independent'"
+            )
+        engine = self._engine
+        with self._editing:
+            old = self.edition
+            plan = planned([read.document for read in old.documents])
+            fresh = [p.document for p in plan.documents if p.kept is None]
+            changes = replace(plan.changes, skipped=tuple(skipped))
+            if [(p.document, p.kept) for p in plan.documents] == [(d.document, n) for n, d in enumerate(old.documents)]:
+                return changes
+            part, read = old.pages, iter(list[ReadDocument]())
+            if fresh:
+                how = How("independent", self._rule(), progress, cancelled)
+                part, documents = read_documents(engine, fresh, how, old.pages.before(1))
+                read = iter(documents)
+            with within_memory():
+                pages, placed = assembled(
+                    old.pages,
+                    [
+                        (p.document, next(read), part)
+                        if p.kept is None
+                        else (p.document, old.documents[p.kept], old.pages)
+                        for p in plan.documents
+                    ],
+                )
+            edition = self._edition(pages, placed)
+            self.save(edition)
+            self.edition = edition
+            return changes
+
+    def save(self, edition: Edition | None = None) -> None:
+        """Publish the documents as they are now under the corpus's name, if it has one; see `Store.save`.
+
+        Args:
+            edition: another state of the corpus, to be published instead.
+        """
+        if self.name is not None:
+            engine, state = self._engine, edition or self.edition
+            about = {"model": engine.name, "mode": self.mode, "fingerprint": engine.identity}
+            engine.store.save(self.name, state.pages, state.documents, about)
+
+    def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
+        return Edition(self._engine.attachment, pages, documents, self._engine.config.cuda_graphs)
+
+    def _rule(self) -> Selector:
+        """The rule that new documents are read by: it must sum them up as the others were."""
+        size = self.pages.summary_size
+        if self.selector is not None and self.selector.summary_size == size:
+            return self.selector
+        return LongHeads(chunk_size=size, attention_length=4 * size) if size else Consensus()
+
+    def _asked(self) -> Edition:
+        """The edition that a question now reads."""
+        edition = self.edition
+        if not edition.documents:
+            raise EmptyPromptError("all documents of this corpus were removed: add some before asking")
+        return edition

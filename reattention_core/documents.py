@@ -38,7 +38,8 @@ def check_encodable(text: str) -> str:
     return text
 
 
-def _content_id(fields: dict[str, Any]) -> str:
+def content_id(fields: dict[str, Any]) -> str:
+    """The id of a document that was given none: a hash of what the model reads of it, its title and text."""
     return hashlib.sha256(f"{fields['title']}\0{fields['text']}".encode()).hexdigest()[:16]
 
 
@@ -60,7 +61,7 @@ class Document(BaseModel):
 
     text: _Text
     title: _Text = ""
-    id: _Text = Field(default_factory=_content_id, min_length=1)  # after the fields it hashes
+    id: _Text = Field(default_factory=content_id, min_length=1)  # after the fields it hashes
     source: str | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 

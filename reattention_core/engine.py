@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
-from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import PAGE
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
@@ -26,17 +25,16 @@ from reattention_core.errors import (
     InvalidConfigError,
 )
 from reattention_core.home import home
-from reattention_core.ingest import Ingest
-from reattention_core.memory import batch_tokens, plan, within_memory
+from reattention_core.joining import joined
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
 from reattention_core.prefill import Cancelled
-from reattention_core.progress import Progress, reporting
+from reattention_core.progress import Progress
 from reattention_core.prompts import Prompt, encode_prompt, leading
+from reattention_core.reading import How, Mode, read_documents
 from reattention_core.request import Request
-from reattention_core.select import SELECTORS, Consensus, ReAttention, Selector
-from reattention_core.sources import ReadDocument
+from reattention_core.select import SELECTORS, Selector
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
@@ -61,6 +59,7 @@ class Engine:
 
     Attributes:
         name: the model's, as it was asked for.
+        sink: the 32 token ids that stand before every document.
 
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
@@ -77,12 +76,12 @@ class Engine:
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self._lock, self._closed = threading.Lock(), False
-        self._sink = leading(tokenizer) + self.tokens.encode(self.config.sink).ids[:PAGE]
-        if len(self._sink) < PAGE:
+        self.sink = leading(tokenizer) + self.tokens.encode(self.config.sink).ids[:PAGE]
+        if len(self.sink) < PAGE:
             raise InvalidConfigError(
-                f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self._sink)}: use a longer text"
+                f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self.sink)}: use a longer text"
             )
-        self._sink = self._sink[:PAGE]
+        self.sink = self.sink[:PAGE]
         self.attachment = Attachment(model)
         self.store = Store(Path(store) if store is not None else home() / "corpora")
         self._identity: dict[str, str] | None = None
@@ -146,8 +145,8 @@ class Engine:
     def identity(self) -> dict[str, str]:
         """What a saved corpus depends on, field by field: model, tokenizer, sink and type of the cache."""
         if self._identity is None:
-            sink = hashlib.sha256(str(self._sink).encode()).hexdigest()[:16]
-            own = {"cache_dtype": str(self._cache_dtype).removeprefix("torch."), "sink": sink}
+            sink = hashlib.sha256(str(self.sink).encode()).hexdigest()[:16]
+            own = {"cache_dtype": str(self.cache_dtype).removeprefix("torch."), "sink": sink}
             self._identity = {**fingerprint(self.attachment.model, self.tokenizer), **own}
         return self._identity
 
@@ -156,7 +155,7 @@ class Engine:
         documents: Sources,
         *,
         name: str | None = None,
-        mode: Literal["independent", "joint"] = "independent",
+        mode: Mode = "independent",
         strategy: str | Selector | None = None,
         strict: bool = False,
         replace: bool = False,
@@ -195,39 +194,37 @@ class Engine:
         texts, skipped = collect(documents, strict=strict)
         for error in skipped:
             logger.warning("left out: %s", error)
-        read = self.tokens.encode_documents(texts)
-        if mode == "joint" and isinstance(selector, Consensus):
-            # Consensus is a rule for questions; a streaming prefill asks none.
-            selector = ReAttention.for_window(self.window)
-        ids = [d.ids for d in read]
-        with self.busy(cancelled), reporting(progress, sum(map(len, ids))) as report, within_memory():
-            layout = lay_out([len(i) for i in ids])
-            at_once = self.config.ingest_tokens or batch_tokens(self.attachment)
-            memory = plan(self.attachment, layout, self._cache_dtype, at_once)
-            memory.check()
+        how = How(mode, selector, progress, cancelled)
+
+        def check_room(needed: int) -> None:
             if name is not None:
-                self.store.check_room(name, memory.pages)
-            ingest = Ingest(
-                self.attachment,
-                self._sink,
-                ids,
-                layout,
-                selector,
-                self._cache_dtype,
-                self.config.reach,
-                at_once,
-                report,
-                cancelled,
-            )
-            pages = ingest.independent() if mode == "independent" else ingest.joint()
-        placed = [
-            ReadDocument(d.document, torch.tensor(d.spans, dtype=torch.int32), start)
-            for d, start in zip(read, layout.starts, strict=True)
-        ]
+                self.store.check_room(name, needed)
+
+        pages, read = read_documents(self, texts, how, check_room=check_room)
+        corpus = Corpus(self, name, pages, read, mode, skipped, selector)
+        corpus.save()
+        return corpus
+
+    def join(self, *corpora: str | Corpus, name: str | None = None, replace: bool = False) -> Corpus:
+        """The documents of several corpora as one, in their order; none is read again, and what several have is taken once.
+
+        Args:
+            corpora: names of saved ones, or open ones of this engine.
+            name: saves the corpus under this name.
+            replace: overwrite a saved corpus of that name.
+
+        Raises:
+            InvalidRequestError: two different documents have one id, or a corpus cannot be joined (see `joined`).
+            CorpusNotFoundError: one is not saved; or another error of `open`.
+            CorpusExistsError: the name is taken.
+        """
         if name is not None:
-            about = {"model": self.name, "mode": mode, "fingerprint": self.identity}
-            self.store.save(name, pages, placed, about)
-        return Corpus(self, name, pages, placed, mode, skipped)
+            self.store.check_free(name, replace)
+        opened = [self.open(corpus) if isinstance(corpus, str) else corpus for corpus in corpora]
+        pages, documents = joined(opened)
+        corpus = Corpus(self, name, pages, documents, "independent", selector=opened[0].selector)
+        corpus.save()
+        return corpus
 
     def open(self, name: str) -> Corpus:
         """A saved corpus, without reading its documents again.
@@ -339,7 +336,8 @@ class Engine:
             raise EngineClosedError("this engine was closed: make a new one")
 
     @property
-    def _cache_dtype(self) -> torch.dtype:
+    def cache_dtype(self) -> torch.dtype:
+        """Type of cached keys and values."""
         model = self.attachment.model.dtype
         if self.config.cache_dtype != "auto":
             return getattr(torch, self.config.cache_dtype)  # type: ignore[no-any-return]

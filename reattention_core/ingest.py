@@ -23,7 +23,7 @@ class Ingest:
 
     Args:
         attachment: the attached model.
-        sink: 32 token ids that stand before every document.
+        sink: 32 token ids that stand before every document, or the page of them that was read before.
         documents: token ids of every document.
         layout: where they will lie.
         selector: reads earlier documents in `joint`, and may ask for summaries of chunks in both.
@@ -37,7 +37,7 @@ class Ingest:
     def __init__(
         self,
         attachment: Attachment,
-        sink: Sequence[int],
+        sink: Sequence[int] | Pages,
         documents: Sequence[Sequence[int]],
         layout: Layout,
         selector: Selector,
@@ -56,7 +56,10 @@ class Ingest:
         self.pages = Pages.allocate(attachment.shapes, self.layout.first, dtype, self._device)
         if selector.summary_size:
             self.pages.reserve_summaries(attachment.query_shapes, selector.summary_size)
-        self._run([list(sink)], [0], Everything(), None, PAGE)
+        if isinstance(sink, Pages):
+            self._take_over(sink)
+        else:
+            self._run([list(sink)], [0], Everything(), None, PAGE)
 
     def independent(self) -> Pages:
         """Read every document alone behind the sink.
@@ -89,6 +92,15 @@ class Ingest:
             reader, start = self._selector.reader(context), self.layout.starts[number]
             self._run([list(ids)], [start], reader, below, reader.chunk)
         return self.pages
+
+    def _take_over(self, sink: Pages) -> None:
+        """Copy a sink that was read before: its keys depend on nothing else."""
+        pairs = [*zip(self.pages.keys, sink.keys, strict=True), *zip(self.pages.values, sink.values, strict=True)]
+        for own, read in pairs:
+            own[:, 0] = read[:, 0]
+        for own, read in zip(self.pages.summaries, sink.summaries, strict=True):
+            own[:, 0] = read[:, 0]
+        self.pages.fill(0, PAGE)
 
     def _read_alone(self, numbers: list[int], sink: Pages) -> None:
         """Read a batch of documents that do not see each other."""

@@ -18,7 +18,7 @@ from reattention_core.structured.structure import Calls, Shape
 from reattention_core.structured.tools import ToolCall
 
 if TYPE_CHECKING:
-    from reattention_core.corpus import Corpus
+    from reattention_core.edition import Edition
     from reattention_core.engine import Engine
 
 ROOM = 128
@@ -33,7 +33,7 @@ class Request:
         prompt: token ids, and which of them ask.
         settings: how tokens are drawn.
         selector: what may be seen.
-        corpus: the documents, or None.
+        corpus: the documents as they are when the question is put, or None.
         shape: what the answer must be; None for any text.
     """
 
@@ -43,7 +43,7 @@ class Request:
         prompt: Prompt,
         settings: Generation,
         selector: Selector,
-        corpus: "Corpus | None" = None,
+        corpus: "Edition | None" = None,
         shape: Shape | None = None,
     ) -> None:
         if shape is not None and shape.with_schema:

@@ -147,7 +147,7 @@ class Store:
         tables = {
             "filled": pages.filled.cpu(),
             "first": pages.first.cpu(),
-            "spans": torch.cat([document.spans for document in documents]),
+            "spans": torch.cat([torch.empty(0, 2, dtype=torch.int32), *(document.spans for document in documents)]),
         }
         save_file(tables, stage / "tokens.safetensors")
         for index, (keys, values) in enumerate(zip(pages.keys, pages.values, strict=True)):

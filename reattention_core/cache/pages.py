@@ -31,7 +31,12 @@ class Pages:
         first: [P] int64, the first page of the document that each page belongs to.
         summaries: one tensor [H, C, D] a layer for selectors that need them (`Selector.summarise`), or nothing.
         summary_size: tokens that each of the C chunks holds at most, a multiple of T.
+
+    Attributes:
+        mapped: whether the tensors lie on disk and come into memory page by page.
     """
+
+    mapped = False
 
     def __init__(
         self,
@@ -42,7 +47,9 @@ class Pages:
         summaries: Sequence[torch.Tensor] = (),
         summary_size: int = 0,
     ) -> None:
-        self.keys, self.values, self.filled, self.first = list(keys), list(values), filled, first
+        self.keys: Sequence[torch.Tensor] = list(keys)
+        self.values: Sequence[torch.Tensor] = list(values)
+        self.filled, self.first = filled, first
         self.summaries, self.summary_size = list(summaries), summary_size
         self._addresses: torch.Tensor | None = None
 
@@ -71,6 +78,11 @@ class Pages:
         self.summary_size = size
 
     @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return len(self.keys)
+
+    @property
     def n_pages(self) -> int:
         """Pages there is room for."""
         return self.filled.shape[0]
@@ -79,6 +91,11 @@ class Pages:
     def n_slots(self) -> int:
         """Addresses run from 0 to this number."""
         return self.n_pages * PAGE
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page's keys and values in all layers."""
+        return sum(t.nbytes for t in (*self.keys, *self.values)) // max(self.n_pages, 1)
 
     @property
     def nbytes(self) -> int:
@@ -138,15 +155,20 @@ class Pages:
 
     def before(self, page: int) -> "Pages":
         """The pages before one, as views of the same storage."""
+        return self.part(0, page)
+
+    def part(self, first: int, stop: int) -> "Pages":
+        """Pages first..stop-1, of whole documents, as views of the same storage."""
         summaries = []
         if self.summaries:
-            count = int(self.chunks(self.summary_size)[page - 1]) + 1
-            summaries = [s[:, :count] for s in self.summaries]
+            chunks = self.chunks(self.summary_size)
+            own = slice(int(chunks[first]), int(chunks[stop - 1]) + 1)
+            summaries = [s[:, own] for s in self.summaries]
         return Pages(
-            [k[:, :page] for k in self.keys],
-            [v[:, :page] for v in self.values],
-            self.filled[:page],
-            self.first[:page],
+            [k[:, first:stop] for k in self.keys],
+            [v[:, first:stop] for v in self.values],
+            self.filled[first:stop],
+            self.first[first:stop] - first,
             summaries,
             self.summary_size,
         )

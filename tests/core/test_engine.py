@@ -285,7 +285,7 @@ def test_threads_get_the_answers_that_one_alone_gets_and_change_nothing(engine: 
     serial = {q: corpus.ask(q, strategy=strategy, max_new_tokens=3) for q in QUESTIONS}
     asked = QUESTIONS * 3
     random.Random(0).shuffle(asked)
-    corpus.memo.clear()
+    corpus.edition.memo.clear()
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda q: corpus.ask(q, strategy=strategy, max_new_tokens=3), asked))
     for question, answer in zip(asked, answers, strict=True):

@@ -140,7 +140,7 @@ def test_how_many_documents_are_read_at_once_changes_nothing(
         corpus = engine.ingest(TEXTS, progress=False)
         for number, document in enumerate(corpus.documents):
             ids = engine.tokens.encode_documents([document.document])[0].ids
-            expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
+            expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
             assert worst(keys_and_values(corpus, number), expected) < 1e-5
 
 
@@ -150,14 +150,14 @@ def test_a_document_within_reach_is_read_by_one_plain_pass_behind_the_sink(engin
     document = corpus.documents[0]
     assert 240 < document.n_tokens <= 480
     ids = engine.tokens.encode_documents([document.document])[0].ids
-    expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
+    expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
     assert worst(keys_and_values(corpus, 0), expected) < 1e-5
 
 
 def test_the_first_page_is_the_sink_read_by_itself(engine: Engine) -> None:
     pages = engine.ingest(TEXTS, progress=False).pages
     sink = [layer[:, 0] for layer in (*pages.keys, *pages.values)]
-    assert worst(sink, plain_forward(engine, engine._sink)) < 1e-5
+    assert worst(sink, plain_forward(engine, engine.sink)) < 1e-5
     assert pages.filled[0] == PAGE
 
 
@@ -178,7 +178,7 @@ def test_a_long_document_is_read_at_positions_inside_the_window(
     assert document.n_tokens > (64 if words == 120 else 512)
     assert max(ends) == PAGE + 64
     ids = short.tokens.encode_documents([document.document])[0].ids
-    near = [x[:, PAGE:] for x in plain_forward(short, short._sink + ids[:64])]
+    near = [x[:, PAGE:] for x in plain_forward(short, short.sink + ids[:64])]
     assert worst([x[:, :64] for x in keys_and_values(corpus, 0)], near) < 1e-5
     assert all(layer.isfinite().all() for layer in keys_and_values(corpus, 0))
     assert corpus.pages.filled.sum() == PAGE + document.n_tokens
@@ -202,7 +202,7 @@ def test_joint_documents_that_fit_the_window_are_read_by_one_plain_pass(engine: 
     corpus = engine.ingest(TEXTS, mode="joint", strategy=wide, progress=False)
     ids = [i for d in corpus.documents for i in engine.tokens.encode_documents([d.document])[0].ids]
     assert len(ids) <= 448
-    expected = [x[:, PAGE:] for x in plain_forward(engine, engine._sink + ids)]
+    expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
     ours = [keys_and_values(corpus, number) for number in range(len(TEXTS))]
     assert worst([torch.cat(layer, 1) for layer in zip(*ours, strict=True)], expected) < 1e-5
 

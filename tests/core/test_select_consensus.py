@@ -129,11 +129,11 @@ def test_evidence_of_a_real_question(engine: Engine) -> None:
     """With history: only the question itself asks, and it is run behind the sink alone, not over the corpus."""
     corpus = engine.ingest(TEXTS, progress=False)
     prompt = build_prompt(engine.tokens, engine.config, "Who jumps over the dog?", [("Is it a fox?", "Yes.")])
-    asked = corpus.question(prompt, lambda: False)
+    asked = corpus.edition.question(prompt, lambda: False)
     attachment = engine.attachment
     probed = Context(engine.window, 40, attachment.scaling, attachment.rotations, corpus.pages, asked)
     ours = Consensus().reader(probed).evidence
-    alone = Corpus(engine, None, corpus.pages.before(1), [], "independent").question(prompt, lambda: False)
+    alone = Corpus(engine, None, corpus.pages.before(1), [], "independent").edition.question(prompt, lambda: False)
     both = [alone.probe(prompt.ids, prompt.asking), alone.probe(prompt.empty, slice(0, len(prompt.empty)))]
     assert both[0][0].shape[1] < len(prompt.ids)
     assert ours is not None

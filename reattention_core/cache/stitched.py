@@ -1,0 +1,242 @@
+"""Pages put together from runs of other pages; knows neither documents nor files.
+
+An edit of a corpus takes some pages away, adds some and leaves the rest where they are. On a CPU the result is a list of
+runs: nothing is copied, and pages mapped from disk stay there. A gather reads from the runs it meets; a scan of several
+runs copies one layer's keys, for as long as it lasts. On a GPU the kernels want one tensor a layer, so the runs are copied
+together once. Runs that are many and short, or that keep a mostly unused tensor alive, are copied together as well.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from reattention_core.cache.pages import PAGE, Pages
+
+MOST_RUNS = 64
+"""More runs than this, and neighbours that are short are copied together."""
+
+
+class Run(NamedTuple):
+    """Pages first..stop-1 of some pages; documents lie whole within it."""
+
+    pages: Pages
+    first: int
+    stop: int
+
+    @property
+    def n_pages(self) -> int:
+        """How many pages."""
+        return self.stop - self.first
+
+
+def stitch(runs: Sequence[Run]) -> Pages:
+    """Runs of pages, one behind another, as pages of their own.
+
+    Args:
+        runs: the first one begins with the sink's page.
+    """
+    runs = _adjoined([part for run in runs for part in _flat(run)])
+    if runs[0].pages.filled.device.type != "cpu":
+        return _copied(runs)
+    runs = _thinned(_without_waste(runs))
+    whole = runs[0]
+    if len(runs) == 1 and whole.n_pages == whole.pages.n_pages:
+        return whole.pages
+    return StitchedPages(runs)
+
+
+def _flat(run: Run) -> list[Run]:
+    """A run of stitched pages as runs of what those are made of."""
+    if not isinstance(run.pages, StitchedPages):
+        return [run] if run.n_pages else []
+    found, at = [], 0
+    for inner in run.pages.runs:
+        first, stop = max(run.first - at, 0), min(run.stop - at, inner.n_pages)
+        if first < stop:
+            found.append(Run(inner.pages, inner.first + first, inner.first + stop))
+        at += inner.n_pages
+    return found
+
+
+def _adjoined(runs: Sequence[Run]) -> list[Run]:
+    """The same pages in as few runs as possible."""
+    found = [runs[0]]
+    for run in runs[1:]:
+        last = found[-1]
+        if run.pages is last.pages and run.first == last.stop:
+            found[-1] = last._replace(stop=run.stop)
+        else:
+            found.append(run)
+    return found
+
+
+def _without_waste(runs: Sequence[Run]) -> list[Run]:
+    """Copies what is left of pages in memory of which less than half is still used, so that the rest can be freed."""
+    used: dict[int, int] = {}
+    for run in runs:
+        used[id(run.pages)] = used.get(id(run.pages), 0) + run.n_pages
+    return [
+        _whole(_copied([run])) if not run.pages.mapped and 2 * used[id(run.pages)] < run.pages.n_pages else run
+        for run in runs
+    ]
+
+
+def _thinned(runs: Sequence[Run]) -> list[Run]:
+    """Copies neighbouring short runs together where there are too many."""
+    if len(runs) <= MOST_RUNS:
+        return list(runs)
+    short = sum(run.n_pages for run in runs) // (MOST_RUNS // 2)
+    found: list[Run] = []
+    group: list[Run] = []
+    for run in [*runs, None]:
+        if run is not None and run.n_pages <= short:
+            group.append(run)
+            continue
+        found += [_whole(_copied(group))] if len(group) > 1 else group
+        found += [] if run is None else [run]
+        group = []
+    return found
+
+
+def _whole(pages: Pages) -> Run:
+    return Run(pages, 0, pages.n_pages)
+
+
+def _copied(runs: Sequence[Run]) -> Pages:
+    """Runs in tensors of their own, one a layer."""
+    n_layers, first = runs[0].pages.n_layers, runs[0].pages
+
+    def together(tensors: Callable[[Pages], Sequence[torch.Tensor]], layer: int) -> torch.Tensor:
+        return torch.cat([tensors(run.pages)[layer][:, run.first : run.stop] for run in runs], 1)
+
+    return Pages(
+        [together(lambda p: p.keys, layer) for layer in range(n_layers)],
+        [together(lambda p: p.values, layer) for layer in range(n_layers)],
+        *_tables(runs),
+        _summaries(runs),
+        first.summary_size,
+    )
+
+
+def _tables(runs: Sequence[Run]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`filled` and `first` of the runs together."""
+    filled = torch.cat([run.pages.filled[run.first : run.stop] for run in runs])
+    first, at = [], 0
+    for run in runs:
+        first.append(run.pages.first[run.first : run.stop] + (at - run.first))
+        at += run.n_pages
+    return filled, torch.cat(first)
+
+
+def _summaries(runs: Sequence[Run]) -> list[torch.Tensor]:
+    size = runs[0].pages.summary_size
+    if not size:
+        return []
+    parts = []
+    for run in runs:
+        chunks = run.pages.chunks(size)
+        parts.append((run.pages.summaries, slice(int(chunks[run.first]), int(chunks[run.stop - 1]) + 1)))
+    n_layers = len(runs[0].pages.summaries)
+    return [torch.cat([summaries[layer][:, part] for summaries, part in parts], 1) for layer in range(n_layers)]
+
+
+class StitchedPages(Pages):
+    """Runs of other pages, on a CPU, read where they lie.
+
+    Args:
+        runs: one behind another; the first begins with the sink's page.
+
+    Attributes:
+        runs: the same.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+        self._at = [0]
+        for run in runs:
+            self._at.append(self._at[-1] + run.n_pages)
+        source = runs[0].pages
+        keys, values = _Layers(self, lambda pages: pages.keys), _Layers(self, lambda pages: pages.values)
+        super().__init__([], [], *_tables(runs), _summaries(runs), source.summary_size)
+        self.keys, self.values = keys, values
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self.runs[0].pages.n_layers
+
+    @property
+    def nbytes(self) -> int:
+        """Exact bytes of keys, values, summaries and the page table, without what the runs' owners hold besides."""
+        tables = (*self.summaries, self.filled, self.first)
+        return sum(run.n_pages * run.pages.page_bytes for run in self.runs) + sum(t.nbytes for t in tables)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page's keys and values in all layers."""
+        return self.runs[0].pages.page_bytes
+
+    def part(self, first: int, stop: int) -> Pages:
+        """Some pages, of whole documents."""
+        return StitchedPages(_flat(Run(self, first, stop)))
+
+    def scan(self, layer: int) -> torch.Tensor:
+        """All keys of a layer for scoring, [G, P, T, D]: a copy where there are several runs."""
+        parts = [run.pages.scan(layer)[:, run.first : run.stop] for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""
+        return self._gathered(addresses, lambda run, own, _: run.pages.gather(layer, own), 1)
+
+    def gather_per_head(
+        self, layer: int, group: torch.Tensor, addresses: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Pages.gather_per_head`."""
+        groups = group.expand_as(addresses)
+        return self._gathered(
+            addresses, lambda run, own, inside: run.pages.gather_per_head(layer, groups[inside], own), 0
+        )
+
+    def _gathered(
+        self,
+        addresses: torch.Tensor,
+        read: Callable[[Run, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        leading: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values from the runs that addresses meet.
+
+        Args:
+            addresses: of any shape.
+            read: keys and values [*, n, D] of n addresses of one run's own; where they stand among all is passed too.
+            leading: dimensions of the result before those of the addresses.
+        """
+        whose = torch.bucketize(addresses, torch.tensor(self._at[1:]) * PAGE, right=True)
+        met = whose.unique().tolist() or [0]
+        out: tuple[torch.Tensor, torch.Tensor] | None = None
+        for number in met:
+            run, inside = self.runs[number], whose == number
+            own = addresses[inside] + (run.first - self._at[number]) * PAGE
+            found = read(run, own, inside)
+            if out is None:
+                shapes = [(*t.shape[:leading], *addresses.shape, t.shape[-1]) for t in found]
+                out = found[0].new_empty(shapes[0]), found[1].new_empty(shapes[1])
+            where = (slice(None),) * leading + (inside,)
+            out[0][where], out[1][where] = found
+        assert out is not None
+        return out
+
+
+class _Layers(Sequence[torch.Tensor]):
+    """Keys or values by layer [G, P, T, D], copied together when they are asked for."""
+
+    def __init__(self, stitched: StitchedPages, of: Callable[[Pages], Sequence[torch.Tensor]]) -> None:
+        self._runs, self._of = stitched.runs, of
+
+    def __len__(self) -> int:
+        return self._runs[0].pages.n_layers
+
+    def __getitem__(self, layer: int) -> torch.Tensor:  # type: ignore[override]
+        parts = [self._of(run.pages)[layer][:, run.first : run.stop] for run in self._runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

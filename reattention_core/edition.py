@@ -1,0 +1,85 @@
+"""One state of a corpus: documents, their pages, and what was worked out for them; knows no edits, names or files.
+
+A corpus that is edited gets a new edition. Questions hold the edition they began with, so an edit changes nothing under
+them, and what belongs to an old edition is freed when its last question ends.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.cache.pages import PAGE, Pages, pages_for
+from reattention_core.cache.stitched import Run, stitch
+from reattention_core.documents import Document
+from reattention_core.graphs import Graphs
+from reattention_core.models.attach import Attachment
+from reattention_core.prefill import Cancelled, prefill, running
+from reattention_core.prompts import Prompt
+from reattention_core.select.base import Question
+from reattention_core.select.fixed import Recording, SinkAndLocal
+from reattention_core.sources import ReadDocument
+
+
+class Edition:
+    """Documents and their pages, never changed.
+
+    Args:
+        attachment: the attached model that read them.
+        pages: keys and values; page 0 is the sink's.
+        documents: texts and where their tokens lie.
+        cuda_graphs: whether passes over the pages may be recorded.
+
+    Attributes:
+        memo: what selection rules worked out once for these pages.
+        graphs: passes over them that were recorded, on a GPU.
+    """
+
+    def __init__(
+        self, attachment: Attachment, pages: Pages, documents: Sequence[ReadDocument], cuda_graphs: bool
+    ) -> None:
+        self._attachment, self.pages, self.documents = attachment, pages, tuple(documents)
+        self.memo: dict[str, list[torch.Tensor]] = {}
+        self.graphs = Graphs(attachment.shapes, attachment.window, pages, cuda_graphs)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents, the sink not counted."""
+        return sum(document.n_tokens for document in self.documents)
+
+    def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
+        """Runs a text behind the sink alone; see `select.base.Probe`."""
+        attachment, sink = self._attachment, self.pages.before(1)
+
+        def run(ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
+            with running():
+                queries = self.graphs.queries(attachment.model, sink, ids)
+            if queries is not None:
+                return [query[0, :, asking] for query in queries]
+            reader = Recording(SinkAndLocal(sink, 0))
+            cache = ContextCache(len(attachment.shapes), reader, attachment.window, sink)
+            prompt = torch.tensor([list(ids)], device=attachment.model.device)
+            prefill(attachment.model, cache, prompt, attachment.window, cancelled)
+            return [torch.cat(reader.queries[layer], 2)[0, :, asking] for layer in range(len(attachment.shapes))]
+
+        return run
+
+    def question(self, prompt: Prompt, cancelled: Cancelled) -> Question:
+        """What a selection rule may know of a question to these documents."""
+        return Question(prompt.ids, prompt.asking, prompt.empty, self.probe(cancelled), self.memo)
+
+
+def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]) -> tuple[Pages, list[ReadDocument]]:
+    """Documents from here and there as one sequence, without reading any of them again.
+
+    Args:
+        sink: pages that begin with the sink's.
+        parts: each document as it will be called, as it was read, and the pages it lies in.
+    """
+    runs, documents, at = [Run(sink, 0, 1)], [], 1
+    for document, read, pages in parts:
+        first, many = read.start // PAGE, pages_for(read.n_tokens)
+        runs.append(Run(pages, first, first + many))
+        documents.append(ReadDocument(document, read.spans, at * PAGE))
+        at += many
+    return stitch(runs), documents
