@@ -56,7 +56,8 @@ class Decode:
         angles = torch.outer(
             torch.arange(shape["W"] + PAGE, device=DEVICE), 1e4 ** -torch.linspace(0, 1, dim // 2, device=DEVICE)
         )
-        self._cos, self._sin = angles.cos(), angles.sin()
+        # In the model's type, as transformers' rotary embeddings give them.
+        self._cos, self._sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
     def rows(self, everything: Row) -> None:
         """Measure them; `everything` is torch's attention over all keys, a window being what a corpus is spared."""
@@ -83,7 +84,7 @@ class Decode:
         page_table = kernel("selected_attention.page_table", "page_table")
         filled = torch.full((self._n_pages,), PAGE, device=DEVICE)
         n_tail = torch.tensor([TAIL], dtype=torch.int32, device=DEVICE)
-        rest = (filled, *self._tail, n_tail, self._cos, self._sin)
+        rest = (*self._tail, n_tail, self._cos, self._sin)
         inputs = [(self._query, *self._pages, page_table(choice, filled), *rest) for choice in self._choices]
         scaling = self._query.shape[3] ** -0.5
         row = self._bench.moving(timed_in_graph(calls(op, inputs, scaling=scaling)), self._bytes)

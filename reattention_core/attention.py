@@ -145,7 +145,6 @@ def _attend_fused(
         pages.keys[layer.index],
         pages.values[layer.index],
         table,
-        pages.filled,
         keys,
         layer.tail_values.storage,
         cache.count(layer),

@@ -15,16 +15,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
-from reattention_core.cache.pages import PAGE
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
-from reattention_core.errors import (
-    CancelledError,
-    EngineClosedError,
-    InvalidConfigError,
-)
+from reattention_core.errors import CancelledError, EngineClosedError, InvalidConfigError
 from reattention_core.home import home
+from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
@@ -82,6 +79,7 @@ class Engine:
                 f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self.sink)}: use a longer text"
             )
         self.sink = self.sink[:PAGE]
+        self._sink_page: Pages | None = None
         self.attachment = Attachment(model)
         self.store = Store(Path(store) if store is not None else home() / "corpora")
         self._identity: dict[str, str] | None = None
@@ -334,6 +332,14 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("this engine was closed: make a new one")
+
+    def sink_page(self, selector: Selector, cancelled: Cancelled) -> Pages:
+        """The sink, read: the same for all corpora, unless a rule wants a summary of it. For who has the model (`busy`)."""
+        page = None if selector.summary_size else self._sink_page
+        if page is None:
+            page = read_sink(self.attachment, self.sink, selector, self.cache_dtype, cancelled)
+            self._sink_page = None if selector.summary_size else page
+        return page
 
     @property
     def cache_dtype(self) -> torch.dtype:

@@ -6,6 +6,7 @@ selector. Either way a document ends on its own last page.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 
 import torch
 
@@ -23,7 +24,7 @@ class Ingest:
 
     Args:
         attachment: the attached model.
-        sink: 32 token ids that stand before every document, or the page of them that was read before.
+        sink: pages that begin with the one before every document, see `read_sink`; None while that is read itself.
         documents: token ids of every document.
         layout: where they will lie.
         selector: reads earlier documents in `joint`, and may ask for summaries of chunks in both.
@@ -37,7 +38,7 @@ class Ingest:
     def __init__(
         self,
         attachment: Attachment,
-        sink: Sequence[int] | Pages,
+        sink: Pages | None,
         documents: Sequence[Sequence[int]],
         layout: Layout,
         selector: Selector,
@@ -47,19 +48,25 @@ class Ingest:
         read: Callable[[int], None],
         cancelled: Cancelled,
     ) -> None:
-        self._attachment, self._documents = attachment, documents
+        self._attachment, self._layout = attachment, layout
         self._selector, self._batch_tokens = selector, batch_tokens
         self._reach = min(reach, attachment.window - PAGE)
         self._read, self._cancelled = read, cancelled
-        self._model, self._device = attachment.model, attachment.model.device
-        self.layout = layout
-        self.pages = Pages.allocate(attachment.shapes, self.layout.first, dtype, self._device)
+        self._model, device = attachment.model, attachment.model.device
+        # All tokens are on the device before the first pass, and all places: a copy between passes would wait for them.
+        self._ids = torch.tensor([*chain.from_iterable(documents)], device=device)
+        begins = [0, *accumulate(layout.lengths)][:-1]
+        self._places = torch.tensor([begins, layout.lengths, layout.starts], device=device)
+        self.pages = Pages.allocate(attachment.shapes, layout.first, layout.filled, dtype, device)
         if selector.summary_size:
             self.pages.reserve_summaries(attachment.query_shapes, selector.summary_size)
-        if isinstance(sink, Pages):
-            self._take_over(sink)
-        else:
-            self._run([list(sink)], [0], Everything(), None, PAGE)
+        if sink is not None:
+            self.pages.begin_with(sink)
+
+    def sink(self) -> Pages:
+        """Read the one document as a sink, with nothing before it."""
+        self._run([0], self._places, Everything(), None, PAGE)
+        return self.pages
 
     def independent(self) -> Pages:
         """Read every document alone behind the sink.
@@ -67,16 +74,23 @@ class Ingest:
         Raises:
             CancelledError: between two forward passes.
         """
+        lengths, half = self._layout.lengths, max(self._reach // 2, 1)
         sink = self.pages.before(1)
-        order = sorted(range(len(self._documents)), key=lambda i: len(self._documents[i]))
-        batch: list[int] = []
-        for number in order:
-            length = len(self._documents[number])
-            if batch and length * (len(batch) + 1) > self._batch_tokens:
-                self._read_alone(batch, sink)
-                batch = []
-            batch.append(number)
-        self._read_alone(batch, sink)
+        # The same attention either way: a GPU is quicker with one pass, a CPU with two whose masks are smaller.
+        whole, halves = SinkAndLocal(sink, 0), SinkAndLocal(sink, self._reach - half)
+
+        def read(numbers: Sequence[int], places: torch.Tensor) -> None:
+            at_once = places.is_cuda and lengths[numbers[-1]] <= self._reach
+            self._run(numbers, places, whole if at_once else halves, sink, self._reach if at_once else half)
+
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        places = self._places[:, torch.tensor(order, device=self._places.device)]
+        begin = 0
+        for end, number in enumerate(order):
+            if lengths[number] * (end + 1 - begin) > self._batch_tokens and end > begin:
+                read(order[begin:end], places[:, begin:end])
+                begin = end
+        read(order[begin:], places[:, begin:])
         return self.pages
 
     def joint(self) -> Pages:
@@ -86,59 +100,67 @@ class Ingest:
             CancelledError: between two chunks.
         """
         attachment = self._attachment
-        for number, ids in enumerate(self._documents):
-            below = self.pages.before(self.layout.starts[number] // PAGE)
-            context = Context(attachment.window, len(ids), attachment.scaling, attachment.rotations, below)
-            reader, start = self._selector.reader(context), self.layout.starts[number]
-            self._run([list(ids)], [start], reader, below, reader.chunk)
+        for number, (start, length) in enumerate(zip(self._layout.starts, self._layout.lengths, strict=True)):
+            below = self.pages.before(start // PAGE)
+            context = Context(attachment.window, length, attachment.scaling, attachment.rotations, below)
+            reader = self._selector.reader(context)
+            self._run([number], self._places[:, number : number + 1], reader, below, reader.chunk)
         return self.pages
 
-    def _take_over(self, sink: Pages) -> None:
-        """Copy a sink that was read before: its keys depend on nothing else."""
-        pairs = [*zip(self.pages.keys, sink.keys, strict=True), *zip(self.pages.values, sink.values, strict=True)]
-        for own, read in pairs:
-            own[:, 0] = read[:, 0]
-        for own, read in zip(self.pages.summaries, sink.summaries, strict=True):
-            own[:, 0] = read[:, 0]
-        self.pages.fill(0, PAGE)
+    def _run(
+        self, numbers: Sequence[int], places: torch.Tensor, reader: Reader, below: Pages | None, chunk: int
+    ) -> None:
+        """Read documents as rows of one batch, and write what they left in the cache to their pages.
 
-    def _read_alone(self, numbers: list[int], sink: Pages) -> None:
-        """Read a batch of documents that do not see each other."""
-        chunk = max(self._reach // 2, 1)
-        reader = SinkAndLocal(sink, self._reach - chunk)
-        rows = [list(self._documents[number]) for number in numbers]
-        starts = [self.layout.starts[number] for number in numbers]
-        self._run(rows, starts, reader, sink, chunk)
-
-    def _run(self, rows: list[list[int]], starts: list[int], reader: Reader, below: Pages | None, chunk: int) -> None:
-        """Read documents as rows of one batch, and write what they left in the cache to their pages."""
-        attachment, longest = self._attachment, max(map(len, rows))
+        Args:
+            numbers: of the documents.
+            places: [3, B], where each begins among all tokens, its length, and its first address.
+            reader: what their tokens see.
+            below: the pages that it may name.
+            chunk: tokens of each that are run at a time.
+        """
+        attachment = self._attachment
         recording = Recording(reader) if self._selector.summary_size else None
         cache = ContextCache(len(attachment.shapes), recording or reader, attachment.window, below)
+        begins, lengths, starts = places
+        real = torch.tensor([self._layout.lengths[number] for number in numbers])
         # Padding stands on the right, where no real token can see it; any id will do.
-        ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=self._device)
-        real = torch.tensor([len(row) for row in rows])
+        column = torch.arange(int(real.max()), device=self._ids.device)
+        ids = self._ids[begins[:, None] + torch.minimum(column, lengths[:, None] - 1)]
 
         def report(done: int, new: int) -> None:
-            if below is not None:  # the sink is not counted
-                self._read(int((real.clamp(max=done) - real.clamp(max=done - new)).sum()))
+            self._read(int((real.clamp(max=done) - real.clamp(max=done - new)).sum()))
 
         prefill(self._model, cache, ids, chunk, self._cancelled, report)
-        at, lengths = torch.tensor(starts, device=self._device), real.to(self._device)
         for index, layer in enumerate(cache.layers):
-            keys, values = layer.tail_keys.tokens, layer.tail_values.tokens
-            self.pages.write(index, at, lengths, keys, values)
+            self.pages.write(index, starts, lengths, layer.tail_keys.tokens, layer.tail_values.tokens)
             if recording is not None:
-                for row, (ids_of, start) in enumerate(zip(rows, starts, strict=True)):
-                    n = len(ids_of)
-                    query = torch.cat([q[row] for q in recording.queries[index]], 1)[:, :n]
-                    summary = self._selector.summarise(
-                        query,
-                        keys[row, :, :n],
-                        values[row, :, :n],
-                        attachment.rotations[index],
-                        attachment.scaling[index],
-                    )
-                    self.pages.summarise(index, start, summary)
-        for ids_of, start in zip(rows, starts, strict=True):
-            self.pages.fill(start, len(ids_of))
+                self._summarise(
+                    index, numbers, layer.tail_keys.tokens, layer.tail_values.tokens, recording.queries[index]
+                )
+
+    def _summarise(
+        self,
+        index: int,
+        numbers: Sequence[int],
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        queries: Sequence[torch.Tensor],
+    ) -> None:
+        """Store what the selector must remember of a layer's keys and values [B, G, n, D] and queries [B, H, ., D]."""
+        attachment = self._attachment
+        for row, number in enumerate(numbers):
+            n = self._layout.lengths[number]
+            query = torch.cat([chunk[row] for chunk in queries], 1)[:, :n]
+            summary = self._selector.summarise(
+                query, keys[row, :, :n], values[row, :, :n], attachment.rotations[index], attachment.scaling[index]
+            )
+            self.pages.summarise(index, self._layout.starts[number], summary)
+
+
+def read_sink(
+    attachment: Attachment, ids: Sequence[int], selector: Selector, dtype: torch.dtype, cancelled: Cancelled
+) -> Pages:
+    """The page of 32 token ids that stands before every document; arguments as for `Ingest`."""
+    layout = Layout((0,), (len(ids),), torch.zeros(1, dtype=torch.int64), torch.tensor([len(ids)]))
+    return Ingest(attachment, None, [ids], layout, selector, dtype, PAGE, PAGE, lambda _: None, cancelled).sink()

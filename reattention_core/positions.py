@@ -19,7 +19,7 @@ class Angles(NamedTuple):
     """A rotation as the fused kernel applies it.
 
     Attributes:
-        cos: [positions, width / 2] float32.
+        cos: [positions, width / 2] in the type that the model works them out in.
         sin: like `cos`.
         interleaved: dimensions 2i and 2i + 1 turn together; else i and i + width / 2 do.
     """
@@ -55,8 +55,8 @@ class Rotation:
         stop = start + x.shape[2]
         embedding = (part[:, start:stop] for part in self._embedding(x, stop))
         part = x[..., : self._width]
-        # The model's function rotates queries and keys at once; one head stands in for the other of the two.
-        rotated: torch.Tensor = self._apply(part, part[:, :1], *embedding)[0]
+        # The model's function rotates queries and keys at once; one head of one row stands in for the other of the two.
+        rotated: torch.Tensor = self._apply(part, part[:1, :1], *embedding)[0]
         if self._width == x.shape[-1]:
             return rotated
         return torch.cat([rotated, x[..., self._width :]], -1)
@@ -117,7 +117,7 @@ def _halved(cos: torch.Tensor, sin: torch.Tensor, convention: _Convention) -> An
     Kept for the other layers, which share the embedding: a tensor is looked up by identity.
     """
     columns = slice(0, convention.pairs * convention.step, convention.step)
-    cos, sin = (part[0, :, columns].float().contiguous() for part in (cos, sin))
+    cos, sin = (part[0, :, columns].contiguous() for part in (cos, sin))
     return Angles(cos, sin, convention.interleaved)
 
 

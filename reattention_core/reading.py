@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.documents import Document
@@ -52,7 +50,7 @@ def read_documents(
         engine: whose model reads.
         documents: at least one.
         how: the way to read them.
-        sink: the page of a sink that was read before; it is read anew when left out.
+        sink: pages that begin with the sink's; the engine's when left out.
         check_room: told the bytes of the pages before the first token is read; refuses by raising.
 
     Raises:
@@ -77,7 +75,7 @@ def read_documents(
         check_room(memory.pages)
         ingest = Ingest(
             engine.attachment,
-            engine.sink if sink is None else sink,
+            engine.sink_page(selector, how.cancelled) if sink is None else sink,
             ids,
             layout,
             selector,
@@ -88,8 +86,5 @@ def read_documents(
             how.cancelled,
         )
         pages = ingest.independent() if how.mode == "independent" else ingest.joint()
-    placed = [
-        ReadDocument(d.document, torch.tensor(d.spans, dtype=torch.int32), start)
-        for d, start in zip(encoded, layout.starts, strict=True)
-    ]
+    placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]
     return pages, placed

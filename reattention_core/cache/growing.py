@@ -30,6 +30,10 @@ class Growing:
         self._data[:, :, self.n : stop] = tokens
         self.n = stop
 
+    def hold(self, tokens: torch.Tensor) -> None:
+        """Begin with tokens [B, G, m, D] that nobody else holds, without a copy."""
+        self._data, self.n = tokens, tokens.shape[2]
+
     @property
     def tokens(self) -> torch.Tensor:
         """What has been added so far, [B, G, n, D], a view."""

@@ -105,15 +105,27 @@ class ContextLayer(CacheLayerMixin):
 
         While a reader keeps answering with the same `Selection`, only the tail's new tokens are gathered and rotated.
         """
-        if self._window is None or self._window.selection is not selection:
+        begun = self._window is not None and self._window.selection is selection
+        if self._window is None or not begun:
             self._window = _Window(selection)
-            if selection.addresses.numel():
-                keys, values = self.gather(selection.addresses)
-                self._window.append(keys, values, rotation)
         new = slice(self._window.tail_seen, None)
-        self._window.append(self.tail_keys.tokens[:, :, new], self.tail_values.tokens[:, :, new], rotation)
+        keys, values = self.tail_keys.tokens[:, :, new], self.tail_values.tokens[:, :, new]
+        if not begun and selection.addresses.numel():
+            selected = self._whole_pages(selection) if selection.table is not None else self.gather(selection.addresses)
+            keys, values = (torch.cat(both, 2) for both in zip(selected, (keys, values), strict=True))
+            self._window.begin(keys, values, rotation)
+        else:
+            self._window.append(keys, values, rotation)
         self._window.tail_seen = self.n_tail
         return self._window.keys.tokens, self._window.values.tokens
+
+    def _whole_pages(self, selection: "Selection") -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a selection of pages, [B, G, n, D] each: unlike `gather`, without waiting for the device."""
+        assert self.pages is not None, "pages were selected where there are none"
+        keys, values = self.tail_keys.tokens, self.tail_values.tokens
+        page_keys, page_values = self.pages.gather(self.index, selection.addresses)
+        rows = (keys.shape[0], -1, -1, -1)
+        return page_keys.to(keys).expand(rows), page_values.to(values).expand(rows)
 
     def get_seq_length(self) -> int:
         """Tokens of the tail that `generate` knows of: not those that were read before it began."""
@@ -159,6 +171,10 @@ class _Window:
     def __init__(self, selection: "Selection") -> None:
         self.selection, self.tail_seen = selection, selection.tail_from
         self.keys, self.values = Growing(), Growing()
+
+    def begin(self, keys: torch.Tensor, values: torch.Tensor, rotation: "Rotation") -> None:
+        self.keys.hold(rotation(keys, 0))
+        self.values.hold(values)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, rotation: "Rotation") -> None:
         self.keys.append(rotation(keys, self.keys.n))

@@ -16,17 +16,21 @@ class Layout:
         starts: each document's first address; the sink lies at 0.
         lengths: each document's number of tokens.
         first: [P] int64, first page of the document that each page belongs to.
+        filled: [P] int64, tokens of every page; its document's last may have fewer than the others.
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     first: torch.Tensor
+    filled: torch.Tensor
 
 
 def lay_out(lengths: Sequence[int]) -> Layout:
     """One page for the sink, then whole pages for every document."""
-    first, starts = [0], []
+    first, filled, starts = [0], [PAGE], []
     for length in lengths:
         starts.append(len(first) * PAGE)
-        first += [len(first)] * pages_for(length)
-    return Layout(tuple(starts), tuple(lengths), torch.tensor(first))
+        pages = pages_for(length)
+        first += [len(first)] * pages
+        filled += [PAGE] * (pages - 1) + [length - (pages - 1) * PAGE]
+    return Layout(tuple(starts), tuple(lengths), torch.tensor(first), torch.tensor(filled))

@@ -58,15 +58,19 @@ class Pages:
         cls,
         shapes: Sequence[tuple[int, int, int]],
         first: torch.Tensor,
+        filled: torch.Tensor,
         dtype: torch.dtype,
         device: torch.device,
     ) -> "Pages":
-        """Empty pages for layers of the given (G, key D, value D); `first` [P] as above."""
+        """Room for pages in layers of the given (G, key D, value D); `first` and `filled` [P] as above.
+
+        How full a page will be is known before it is written, so nobody need say when it was.
+        """
         n_pages = len(first)
         return cls(
             [torch.zeros(g, n_pages, PAGE, d, dtype=dtype, device=device) for g, d, _ in shapes],
             [torch.zeros(g, n_pages, PAGE, d, dtype=dtype, device=device) for g, _, d in shapes],
-            torch.zeros(n_pages, dtype=torch.int64, device=device),
+            filled.to(device),
             first.to(device),
         )
 
@@ -146,12 +150,12 @@ class Pages:
         first = int(self.chunks(self.summary_size)[start // PAGE])
         self.summaries[layer][:, first : first + summary.shape[1]] = summary
 
-    def fill(self, start: int, n_tokens: int) -> None:
-        """Declare `n_tokens` from address `start` on as written in every layer."""
-        first, last = start // PAGE, (start + n_tokens - 1) // PAGE
-        self.filled[first:last] = PAGE
-        self.filled[last] = (start + n_tokens - 1) % PAGE + 1
-        self._addresses = None
+    def begin_with(self, other: "Pages") -> None:
+        """Copy the first page of another corpus, with its summary, to the beginning of this one."""
+        for own, given in zip(
+            (*self.keys, *self.values, *self.summaries), (*other.keys, *other.values, *other.summaries), strict=True
+        ):
+            own[:, :1] = given[:, :1]
 
     def before(self, page: int) -> "Pages":
         """The pages before one, as views of the same storage."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from reattention_core.cache.growing import Growing
 from reattention_core.cache.kv_cache import ContextCache, ContextLayer
+from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages, pages_for
 from reattention_core.models.attach import Attachment
 from reattention_core.positions import Rotation
@@ -87,21 +88,19 @@ FILLED = [32, 32, 1, 1, 32, 32, 32, 32, 31]
 
 def written(dtype: torch.dtype = torch.float32) -> tuple[Pages, dict[int, tuple[torch.Tensor, torch.Tensor]]]:
     """Two layers, of 2 heads by 4 and 3 and of 1 head by 2 and 2; the second layer's keys and values by address."""
-    pages = Pages.allocate([(2, 4, 3), (1, 2, 2)], torch.tensor(FIRST), dtype, CPU)
+    pages = Pages.allocate([(2, 4, 3), (1, 2, 2)], torch.tensor(FIRST), torch.tensor(FILLED), dtype, CPU)
     held = {}
     for start, n in zip(STARTS, DOCUMENTS, strict=True):
         at, length = torch.tensor([start]), torch.tensor([n])
         pages.write(0, at, length, torch.randn(1, 2, n, 4), torch.randn(1, 2, n, 3))
         key, value = torch.randn(1, n, 2), torch.randn(1, n, 2)
         pages.write(1, at, length, key[None], value[None])
-        pages.fill(start, n)
         held.update({start + i: (key[:, i], value[:, i]) for i in range(n)})
     return pages, held
 
 
 def test_pages_give_back_what_was_written() -> None:
     pages, held = written()
-    assert pages.filled.tolist() == FILLED
     assert pages.addresses.tolist() == sorted(held)
     for address, (key, value) in held.items():
         assert torch.equal(pages.scan(1)[:, address // 32, address % 32], key)
@@ -118,14 +117,10 @@ def test_pages_give_back_what_was_written() -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 63, 64, 65])
 def test_a_page_is_filled_as_far_as_its_document_goes(n: int) -> None:
-    pages = Pages.allocate([(1, 2, 2)], torch.tensor([0, 1, 1, 1]), torch.float32, CPU)
-    assert pages.addresses.tolist() == []
-    pages.fill(32, n)
-    assert pages.filled.tolist() == [0, *(min(32, max(0, n - 32 * i)) for i in range(3))]
-    assert pages.addresses.tolist() == list(range(32, 32 + n))
-    assert pages_for(n) == sum(filled > 0 for filled in pages.filled.tolist())
-    pages.fill(0, 32)
-    assert pages.addresses.tolist() == list(range(32 + n)), "worked out anew"
+    layout = lay_out([n, 1])
+    pages = Pages.allocate([(1, 2, 2)], layout.first, layout.filled, torch.float32, CPU)
+    assert pages.filled.tolist() == [32, *(min(32, n - 32 * i) for i in range(pages_for(n))), 1]
+    assert pages.addresses.tolist() == [*range(32 + n), layout.starts[1]]
 
 
 def test_addresses_of_some_pages_follow_the_order_of_the_pages() -> None:
@@ -134,7 +129,7 @@ def test_addresses_of_some_pages_follow_the_order_of_the_pages() -> None:
 
 
 def test_pages_convert_what_is_written_to_their_own_type() -> None:
-    pages = Pages.allocate([(1, 2, 2)], torch.tensor([0]), torch.bfloat16, CPU)
+    pages = Pages.allocate([(1, 2, 2)], torch.tensor([0]), torch.tensor([3]), torch.bfloat16, CPU)
     key = torch.randn(1, 3, 2)
     pages.write(0, torch.tensor([0]), torch.tensor([3]), key[None], key[None])
     keys, values = pages.gather(0, torch.arange(3))
@@ -236,14 +231,14 @@ def test_while_the_selection_is_the_same_only_new_tokens_are_rotated() -> None:
     layer, _, _ = over_pages(5)
     selection, rotation = Selection(torch.tensor([0, 31, 64])), Counted()
     layer.window(selection, rotation)
-    assert rotation.calls == [(3, 0), (5, 3)]
+    assert rotation.calls == [(8, 0)]
     rotation.calls.clear()
     for n in (1, 1, 4):
         layer.update(tokens(n, 1, 1, 2), tokens(n, 1, 1, 2))
         kept = layer.window(selection, rotation)
     assert rotation.calls == [(1, 8), (1, 9), (4, 10)]
     fresh = layer.window(Selection(torch.tensor([0, 31, 64])), rotation)
-    assert rotation.calls[3:] == [(3, 0), (11, 3)], "an equal selection is another one"
+    assert rotation.calls[3:] == [(14, 0)], "an equal selection is another one"
     assert torch.equal(kept[0], fresh[0])
     assert torch.equal(kept[1], fresh[1])
 
@@ -298,7 +293,7 @@ def test_the_bytes_of_a_cache_are_those_of_its_tail_and_its_window() -> None:
     cache.layers[0].update(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 3))
     assert cache.nbytes == page
     cache.layers[0].window(Selection(torch.arange(32)), Counted())  # type: ignore[arg-type]
-    assert cache.nbytes == page + 2 * page, "the window holds copies: 32 tokens of the corpus and 5 of the tail"
+    assert cache.nbytes == page + page * 37 // 32, "the window holds copies: 32 tokens of the corpus and 5 of the tail"
 
 
 def test_crop_takes_a_negative_number() -> None:
@@ -367,11 +362,11 @@ def test_reordered_rows_go_on_as_the_beams_they_came_from(model: PreTrainedModel
 def test_two_caches_over_the_same_pages_share_them_and_change_nothing(model: PreTrainedModel) -> None:
     """A fork copies nothing, and what one question reads and writes, the other does not notice."""
     with Attachment(model) as attachment:
-        pages = Pages.allocate(attachment.shapes, torch.tensor([0, 1, 1]), torch.float32, CPU)
+        first, filled = torch.tensor([0, 0, 0]), torch.tensor([32, 32, 26])
+        pages = Pages.allocate(attachment.shapes, first, filled, torch.float32, CPU)
         for index in range(2):
             new = torch.randn(2, 1, 2, 90, 16)
             pages.write(index, torch.tensor([0]), torch.tensor([90]), new[0], new[1])
-        pages.fill(0, 90)
         before = [t.clone() for t in (*pages.keys, *pages.values, pages.filled, pages.first)]
         one, other, alone = (ContextCache(2, Everything(), attachment.window, pages) for _ in range(3))
         assert one.nbytes == other.nbytes == 0

@@ -345,11 +345,11 @@ def random_pages(lengths: list[int]) -> Pages:
     first = [0]
     for n_pages in lengths:
         first += [len(first)] * n_pages
-    pages = Pages.allocate([(2, 4, 3)] * 2, torch.tensor(first), torch.float32, torch.device("cpu"))
+    filled = torch.randint(1, PAGE + 1, (len(first),))
+    pages = Pages.allocate([(2, 4, 3)] * 2, torch.tensor(first), filled, torch.float32, torch.device("cpu"))
     pages.reserve_summaries([(4, 4)] * 2, 2 * PAGE)
     for tensor in (*pages.keys, *pages.values, *pages.summaries):
         tensor.normal_()
-    pages.filled.random_(1, PAGE + 1)
     return pages
 
 

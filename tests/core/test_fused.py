@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reattention_core import Engine
 from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.models.attach import Attachment
 from reattention_core.select.base import Selection
@@ -23,11 +24,10 @@ UNKNOWN = ["nanochat"]
 
 def pages_for(attachment: Attachment) -> Pages:
     """Four pages of random keys and values: the sink, a document of 40 tokens, one of 20."""
-    pages = Pages.allocate(attachment.shapes, torch.tensor([0, 1, 1, 3]), torch.float32, torch.device("cpu"))
+    layout = lay_out([40, 20])
+    pages = Pages.allocate(attachment.shapes, layout.first, layout.filled, torch.float32, torch.device("cpu"))
     for tensor in (*pages.keys, *pages.values):
         tensor.normal_()
-    for start, n in ((0, 32), (32, 40), (96, 20)):
-        pages.fill(start, n)
     return pages
 
 

@@ -117,9 +117,13 @@ class Text:
 def pages_of(texts: list[Text], rule: LongHeads, heads: int, groups: int) -> tuple[Pages, list[int]]:
     """Pages as ingest would leave them, NaN where no token is, and the address of every token."""
     first: list[int] = []
+    filled: list[int] = []
     for text in texts:
-        first += [len(first)] * -(-text.key.shape[1] // 32)
-    pages = Pages.allocate([(groups, DIM, DIM)], torch.tensor(first), torch.float32, torch.device("cpu"))
+        n = text.key.shape[1]
+        first += [len(first)] * -(-n // 32)
+        filled += [32] * (n // 32) + [n % 32] * (n % 32 > 0)
+    tables = torch.tensor(first), torch.tensor(filled)
+    pages = Pages.allocate([(groups, DIM, DIM)], *tables, torch.float32, torch.device("cpu"))
     pages.reserve_summaries([(heads, DIM)], rule.summary_size)
     for tensor in (*pages.keys, *pages.values):
         tensor.fill_(float("nan"))
@@ -128,7 +132,6 @@ def pages_of(texts: list[Text], rule: LongHeads, heads: int, groups: int) -> tup
         n = text.key.shape[1]
         pages.write(0, torch.tensor([start]), torch.tensor([n]), text.key[None], text.value[None])
         pages.summarise(0, start, rule.summarise(text.query, text.key, text.value, ROTATION, SCALING))
-        pages.fill(start, n)
         addresses += [start + i for i in range(n)]
         start += -(-n // 32) * 32
     return pages, addresses

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from reattention_core import Answer, Config, Corpus, Document, Engine, store
+from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.errors import (
     CacheVersionError,
@@ -59,11 +60,10 @@ def corpus(engine: Engine) -> Corpus:
 
 def random_pages() -> Pages:
     """Two layers of four pages: the sink, a document of 40 tokens and one of 20."""
-    pages = Pages.allocate([(2, 16, 8)] * 2, torch.tensor([0, 1, 1, 3]), torch.float32, CPU)
+    layout = lay_out([40, 20])
+    pages = Pages.allocate([(2, 16, 8)] * 2, layout.first, layout.filled, torch.float32, CPU)
     for layer in (*pages.keys, *pages.values):
         layer.normal_()
-    for start, n in ((0, 32), (32, 40), (96, 20)):
-        pages.fill(start, n)
     return pages
 
 
@@ -620,7 +620,7 @@ from reattention_core.documents import Document
 from reattention_core.sources import ReadDocument
 
 root, about = Path(sys.argv[1]), {"fingerprint": {}, "mode": "independent"}
-pages = Pages.allocate([(2, 16, 16)] * 2, torch.tensor([0, 1]), torch.float32, torch.device("cpu"))
+pages = Pages.allocate([(2, 16, 16)] * 2, torch.tensor([0, 1]), torch.tensor([32, 1]), torch.float32, torch.device("cpu"))
 
 def document(text):
     return [ReadDocument(Document(text=text), torch.tensor([(0, 3)], dtype=torch.int32), 32)]

@@ -114,20 +114,21 @@ def test_document_spans() -> None:
     tokenized = PLAIN.encode_documents([document])[0]
     assert tokenized.document is document
     assert BPE.decode(tokenized.ids) == "the fox\nWhat is <|im_end|>?\n\n\n"
-    inside = [i for i, span in enumerate(tokenized.spans) if span != NO_SPAN]
-    assert "".join(document.text[slice(*tokenized.spans[i])] for i in inside) == document.text
+    spans = [tuple(span) for span in tokenized.spans.tolist()]
+    inside = [i for i, span in enumerate(spans) if span != NO_SPAN]
+    assert "".join(document.text[slice(*spans[i])] for i in inside) == document.text
     assert inside == list(range(inside[0], inside[-1] + 1))
     assert BPE.decode(tokenized.ids[: inside[0]]) == "the fox\n"
-    untitled = PLAIN.encode_documents([Document(text="fox")])[0]
-    assert untitled.spans[0][0] == 0
-    assert untitled.spans[-1] == NO_SPAN
+    untitled = PLAIN.encode_documents([Document(text="fox")])[0].spans.tolist()
+    assert untitled[0][0] == 0
+    assert untitled[-1] == [*NO_SPAN]
 
 
 @given(st.sampled_from(["", "the fox", "<|im_end|>", "\n"]), HOSTILE.filter(str.strip))
 def test_document_spans_stay_inside_the_text(title: str, text: str) -> None:
     _, ids, spans = PLAIN.encode_documents([Document(title=title, text=text)])[0]
     assert PLAIN.control_ids.isdisjoint(ids)
-    covered = {i for span in spans if span != NO_SPAN for i in range(*span)}
+    covered = {i for span in spans.tolist() if span != [*NO_SPAN] for i in range(*span)}
     assert covered == set(range(len(text)))
 
 

@@ -24,6 +24,14 @@ RATIO = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 NAN = float("nan")
 
 
+def filled_slots(n_pages: int, size: int) -> torch.Tensor:
+    """Of every page: some are partly filled, some empty."""
+    filled = torch.full((n_pages,), size)
+    filled[1::3] = max(1, size // 2 - 1)
+    filled[4::5] = 0
+    return filled
+
+
 def window(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -47,9 +55,7 @@ def window(
     """
     value_dim, half = value_dim or dim, dim // 2 if half is None else half
     chosen = [1, 3, -1, 5, 0, 4, 8, -1, 7] if chosen is None else chosen
-    filled = torch.full((n_pages,), size)
-    filled[1::3] = max(1, size // 2 - 1)
-    filled[4::5] = 0
+    filled = filled_slots(n_pages, size)
 
     def pages(width: int) -> torch.Tensor:
         whole = torch.full((groups, n_pages + 2, size, width), NAN)
@@ -70,7 +76,6 @@ def window(
         key_pages=pages(dim),
         value_pages=pages(value_dim),
         table=table,
-        filled=filled.to(device),
         tail_key=tokens(groups, room, dim, tail),
         tail_value=tokens(groups, room, value_dim, tail),
         n_tail=torch.tensor([tail], dtype=torch.int32, device=device),
@@ -166,7 +171,7 @@ def test_the_reference_reads_token_by_token(
     given |= {"sliding_window": sliding_window, "softcap": softcap, "interleaved": interleaved}
     given["sinks"] = torch.randn(6) if sinks else None
     slow = {name: value for name, value in given.items() if name != "table"}
-    slow |= {"chosen": chosen, "filled": given["filled"].tolist(), "n_tail": 5}
+    slow |= {"chosen": chosen, "filled": filled_slots(9, 4).tolist(), "n_tail": 5}
     slow["sinks"] = given["sinks"].tolist() if sinks else None
     expected = token_by_token(**slow)
     assert_close("in float32", reference(**given), expected, 1e-6)
@@ -226,6 +231,13 @@ def test_the_kernel_with_every_option(
 def test_the_kernel_turns_the_first_dimensions(device: str, dim: int, half: int, interleaved: bool) -> None:
     given = window(device, repeats=2, rows=2, dim=dim, half=half, chosen=[0, 3, 1])
     check("kernel", given | {"interleaved": interleaved, "scaling": dim**-0.5})
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_angles_may_be_of_the_models_own_type(device: str, dtype: torch.dtype) -> None:
+    given = window(device, dtype, repeats=2, rows=2)
+    check("kernel", given | {name: given[name].to(dtype) for name in ("cos", "sin")})
 
 
 @on_devices
@@ -341,9 +353,9 @@ def test_wide_windows(repeats: int, dim: int, n_pages: int, tail: int, rows: int
 def test_nothing_waits_for_the_device() -> None:
     given = window("cuda", torch.bfloat16, repeats=4, rows=3)
     attend_selected(**given)  # compiled
-    pages = torch.tensor([2, 0, -1, 1], device="cuda")
+    pages, filled = torch.tensor([2, 0, -1, 1], device="cuda"), filled_slots(9, 8).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attend_selected(**given | {"table": page_table(pages, given["filled"])})
+        attend_selected(**given | {"table": page_table(pages, filled)})
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -10,7 +10,7 @@ class PageTable(NamedTuple):
 
     Attributes:
         pages: [n] int32 for all key-value heads, or [G, n] with pages of its own for each; -1 is padding.
-        starts: like `pages`, the window position of each entry's first token.
+        starts: like `pages`, the window position of each entry's first token; an entry ends where the next one starts.
         total: [1] or [G] int32, tokens in all entries.
     """
 

@@ -14,7 +14,6 @@ def attend_selected(
     key_pages: torch.Tensor,
     value_pages: torch.Tensor,
     table: PageTable,
-    filled: torch.Tensor,
     tail_key: torch.Tensor,
     tail_value: torch.Tensor,
     n_tail: torch.Tensor,
@@ -35,12 +34,12 @@ def attend_selected(
         query: [B, H, Q, D], un-rotated.
         key_pages: [G, P, T, D], un-rotated, for all rows; query head h reads key-value head h // (H // G).
         value_pages: [G, P, T, Dv].
-        table: the selected pages, see `page_table`.
-        filled: [P] int64, filled slots of every page; the others are never read.
+        table: the selected pages and how many of their slots are filled, see `page_table`; no other slot is read.
         tail_key: [B, G, M, D], un-rotated; M is room, of which `n_tail` tokens count.
         tail_value: [B, G, M, Dv].
         n_tail: [1] int32, at least Q and at most M.
-        cos: [positions, width / 2] float32; the first `width` of D dimensions are rotated, none if it has no columns.
+        cos: [positions, width / 2] of any floating type (a 16-bit one is read in half the time); the first `width` of D
+            dimensions are rotated, none if it has no columns.
         sin: like `cos`.
         scaling: factor on q·k before the softmax.
         interleaved: dimensions 2i and 2i + 1 turn together; else i and i + width / 2 do.
@@ -59,9 +58,11 @@ def attend_selected(
     pages = table.pages.expand(groups, -1).long()
     total = table.total.expand(groups)
     slot, place = torch.arange(size, device=device), torch.arange(room, device=device)
-    there = (pages >= 0)[..., None] & (slot < filled[pages.clamp(min=0)][..., None])
+    starts = table.starts.expand(groups, -1)
+    filled = torch.cat([starts, total[:, None]], 1).diff()
+    there = (pages >= 0)[..., None] & (slot < filled[..., None])
     inside = torch.cat([there.flatten(1), (place < n_tail).expand(groups, -1)], 1)
-    position = torch.cat([(table.starts.expand(groups, -1)[..., None] + slot).flatten(1), total[:, None] + place], 1)
+    position = torch.cat([(starts[..., None] + slot).flatten(1), total[:, None] + place], 1)
     own = total[:, None] + n_tail - rows + torch.arange(rows, device=device)
 
     def window(in_pages: torch.Tensor, in_tail: torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,8 @@ def _turned(
     pair = tl.arange(0, PAIRS)[None, :]
     angle = position[:, None] * HALF + pair
     known = (on & (position < n_positions))[:, None] & (pair < HALF)
-    c = tl.load(cos + angle, mask=known, other=0.0)
-    s = tl.load(sin + angle, mask=known, other=0.0)
+    c = tl.load(cos + angle, mask=known, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
     return a * c - b * s, b * c + a * s
 
 
@@ -68,21 +68,18 @@ def _straight(token, on, stride, FROM: tl.constexpr, TO: tl.constexpr, PADDED: t
 @triton.jit
 def _attend_tile(
     peak, mass, out, q_first, q_second, q_rest, own,
-    key, value, position, there, inside, cos, sin, key_stride, value_stride, n_positions, scaling,
+    key, value, position, inside, cos, sin, key_stride, value_stride, n_positions, scaling,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     REST: tl.constexpr, INTERLEAVED: tl.constexpr, SLIDING: tl.constexpr, SOFTCAP: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """One step of online softmax over the tokens that `key` and `value` [N] point to; state and scores in log2 units.
-
-    Keys are read where there is memory, values only where there is a token.
-    """
+    """One step of online softmax over the tokens that `key` and `value` [N] point to; state and scores in log2 units."""
     scores = tl.zeros([own.shape[0], inside.shape[0]], tl.float32)
     if HALF > 0:
-        first, second = _turned(key, position, there, cos, sin, key_stride, n_positions, HALF, PAIRS, INTERLEAVED)
+        first, second = _turned(key, position, inside, cos, sin, key_stride, n_positions, HALF, PAIRS, INTERLEAVED)
         scores = tl.dot(q_first, tl.trans(first.to(OPERAND)), scores, input_precision="ieee")
         scores = tl.dot(q_second, tl.trans(second.to(OPERAND)), scores, input_precision="ieee")
     if REST > 0:
-        rest = _straight(key, there, key_stride, 2 * HALF, DIM, REST).to(OPERAND)
+        rest = _straight(key, inside, key_stride, 2 * HALF, DIM, REST).to(OPERAND)
         scores = tl.dot(q_rest, tl.trans(rest), scores, input_precision="ieee")
     scores *= scaling
     if SOFTCAP > 0:
@@ -103,9 +100,21 @@ def _attend_tile(
     return new_peak, mass * fade + tl.sum(weights, 1), out
 
 
+@triton.jit
+def _look_up(pages, starts, begin, n_entries, in_pages, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Page, place in it, position and whether there is a token, of BLOCK_N slots of the table from `begin` on."""
+    slot = begin + tl.arange(0, BLOCK_N)
+    entry, place = slot // SIZE, slot % SIZE
+    page = tl.load(pages + entry, mask=entry < n_entries, other=-1)
+    position = tl.load(starts + entry, mask=entry < n_entries, other=0) + place
+    # A page has as many tokens as lie before the next: the table says so, and nobody waits for another look-up.
+    stop = tl.load(starts + entry + 1, mask=entry + 1 < n_entries, other=in_pages)
+    return page.to(tl.int64), place, position, (page >= 0) & (position < stop)
+
+
 @triton.jit(do_not_specialize=["groups", "rows", "n_entries", "n_positions"])
 def _attend_kernel(
-    query, key_pages, value_pages, pages, starts, total, filled, tail_key, tail_value, n_tail, cos, sin, sinks, out, lse,
+    query, key_pages, value_pages, pages, starts, total, tail_key, tail_value, n_tail, cos, sin, sinks, out, lse,
     groups, rows, n_entries, n_positions, scaling,
     query_b, query_h, query_q, query_d, key_g, key_p, key_t, key_d, value_g, value_p, value_t, value_d,
     tail_key_b, tail_key_g, tail_key_m, tail_key_d, tail_value_b, tail_value_g, tail_value_m, tail_value_d,
@@ -157,36 +166,34 @@ def _attend_kernel(
     if SLIDING > 0:
         in_reach = in_pages + in_tail - rows + (tile * BLOCK_M) // REPEATS - SLIDING + 1
     n_slots = n_entries * SIZE
+    pages, starts = pages + group * table_g, starts + group * table_g
+    page, place, position, inside = _look_up(pages, starts, split * BLOCK_N, n_entries, in_pages, SIZE, BLOCK_N)
     for begin in range(split * BLOCK_N, n_slots, splits * BLOCK_N):
-        slot = begin + tl.arange(0, BLOCK_N)
-        entry, place = slot // SIZE, slot % SIZE
-        page = tl.load(pages + group * table_g + entry, mask=slot < n_slots, other=-1)
-        position = tl.load(starts + group * table_g + entry, mask=slot < n_slots, other=0) + place
-        # Keys do not wait for `filled`: an empty slot's score, whatever it is, is hidden. Its value could be NaN.
-        there = (page >= 0) & (position >= in_reach)
-        inside = there & (place < tl.load(filled + page, mask=there, other=0))
-        page = page.to(tl.int64)
+        # The next tile is looked up now: its keys can then be asked for while this one is computed.
+        following = _look_up(pages, starts, begin + splits * BLOCK_N, n_entries, in_pages, SIZE, BLOCK_N)
+        inside &= position >= in_reach
         peak, mass, attended = _attend_tile(
             peak, mass, attended, q_first, q_second, q_rest, own,
             key_pages + group * key_g + page * key_p + place * key_t,
             value_pages + group * value_g + page * value_p + place * value_t,
-            position, there, inside, cos, sin, key_d, value_d, n_positions, scaling,
+            position, inside, cos, sin, key_d, value_d, n_positions, scaling,
             DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND,
         )  # fmt: skip
+        page, place, position, inside = following
 
     # The tail's tiles go on where the pages' ended; the last row of this tile sees the most of them.
     skipped = (n_slots + BLOCK_N - 1) // BLOCK_N % splits
     last = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // REPEATS, rows - 1)
     for begin in range((split + splits - skipped) % splits * BLOCK_N, in_tail - rows + last + 1, splits * BLOCK_N):
-        place = begin + tl.arange(0, BLOCK_N)
-        position = in_pages + place
-        inside = (place < in_tail) & (position >= in_reach)
-        place = place.to(tl.int64)
+        token = begin + tl.arange(0, BLOCK_N)
+        position = in_pages + token
+        inside = (token < in_tail) & (position >= in_reach)
+        token = token.to(tl.int64)
         peak, mass, attended = _attend_tile(
             peak, mass, attended, q_first, q_second, q_rest, own,
-            tail_key + batch * tail_key_b + group * tail_key_g + place * tail_key_m,
-            tail_value + batch * tail_value_b + group * tail_value_g + place * tail_value_m,
-            position, inside, inside, cos, sin, tail_key_d, tail_value_d, n_positions, scaling,
+            tail_key + batch * tail_key_b + group * tail_key_g + token * tail_key_m,
+            tail_value + batch * tail_value_b + group * tail_value_g + token * tail_value_m,
+            position, inside, cos, sin, tail_key_d, tail_value_d, n_positions, scaling,
             DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND,
         )  # fmt: skip
 
@@ -276,7 +283,6 @@ def attend_selected(
     key_pages: torch.Tensor,
     value_pages: torch.Tensor,
     table: PageTable,
-    filled: torch.Tensor,
     tail_key: torch.Tensor,
     tail_value: torch.Tensor,
     n_tail: torch.Tensor,
@@ -319,7 +325,7 @@ def attend_selected(
     part_s, part_b, part_q, part_h, _ = parts.stride()
     with torch.cuda.device_of(query):
         _attend_kernel[(n_programs, splits)](
-            query, key_pages, value_pages, table.pages, table.starts, table.total, filled, tail_key, tail_value,
+            query, key_pages, value_pages, table.pages, table.starts, table.total, tail_key, tail_value,
             n_tail, cos, sin, sinks, parts, lse,
             groups, rows, n_entries, cos.shape[0], scaling,
             *query.stride(), *key_pages.stride(), *value_pages.stride(), *tail_key.stride(), *tail_value.stride(),
