@@ -13,7 +13,7 @@ class Usage(BaseModel):
 
     Attributes:
         prompt_tokens: tokens of the prompt that were run for this answer.
-        cached_tokens: tokens of the corpus that were read from the cache instead of being run.
+        cached_tokens: tokens that were read from the cache instead of being run: the corpus's, or the prompt's beginning.
         window_tokens: tokens that attention looked at, the corpus's and the prompt's.
         completion_tokens: tokens drawn.
         recall_seconds: from the call until it was known what to read.

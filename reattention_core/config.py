@@ -44,6 +44,9 @@ class Config(BaseModel):
             them are the chunk. Documents no longer than this are read by exact attention.
         ingest_tokens: tokens in one forward pass of ingest; when left out, 4,096 on a CPU and on a GPU as many as an eighth
             of its free memory holds, 65,536 at most.
+        prefix_bytes: memory, on the model's device, for the beginnings of prompts that were read without a corpus, so that the
+            next prompt that begins alike need not read them again; when left out, a quarter of what is free when the engine is
+            made. 0 keeps nothing.
         cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker.
     """
 
@@ -57,6 +60,7 @@ class Config(BaseModel):
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     reach: int = Field(default=2048, ge=32)
     ingest_tokens: int | None = Field(default=None, ge=32)
+    prefix_bytes: int | None = Field(default=None, ge=0)
     cuda_graphs: bool = True
 
     @field_validator("question_form")

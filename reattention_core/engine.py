@@ -1,6 +1,5 @@
 """A model that reads documents once and answers from them: the only file that knows all others."""
 
-import difflib
 import hashlib
 import logging
 import threading
@@ -15,7 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
+from reattention_core.cache.kept import Kept
 from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.prefix import PrefixTree
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
@@ -23,6 +24,7 @@ from reattention_core.errors import CancelledError, EngineClosedError, InvalidCo
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
+from reattention_core.memory import free_bytes
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
@@ -31,7 +33,7 @@ from reattention_core.progress import Progress
 from reattention_core.prompts import Prompt, encode_prompt, leading
 from reattention_core.reading import How, Mode, read_documents
 from reattention_core.request import Request
-from reattention_core.select import SELECTORS, Selector
+from reattention_core.select import Selector, named
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
@@ -57,6 +59,7 @@ class Engine:
     Attributes:
         name: the model's, as it was asked for.
         sink: the 32 token ids that stand before every document.
+        prefixes: beginnings of prompts that were read without a corpus.
 
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
@@ -81,6 +84,8 @@ class Engine:
         self.sink = self.sink[:PAGE]
         self._sink_page: Pages | None = None
         self.attachment = Attachment(model)
+        quarter = free_bytes(model.device) // 4
+        self.prefixes = PrefixTree(Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes))
         self.store = Store(Path(store) if store is not None else home() / "corpora")
         self._identity: dict[str, str] | None = None
 
@@ -304,14 +309,7 @@ class Engine:
         """
         if isinstance(strategy, Selector):
             return strategy
-        name = self.config.strategy if strategy is None else strategy
-        if not isinstance(name, str) or name not in SELECTORS:
-            close = difflib.get_close_matches(str(name), SELECTORS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InvalidConfigError(
-                f"unknown strategy {name!r}{hint} (there are: {', '.join(SELECTORS)}, or a Selector of yours)"
-            )
-        return SELECTORS[name].for_window(self.window)
+        return named(self.config.strategy if strategy is None else strategy, self.window)
 
     @contextmanager
     def busy(self, cancelled: Cancelled = lambda: False) -> Iterator[None]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -131,12 +133,12 @@ def generate(
     graphs: Graphs | None = None,
     constraint: Constraint | None = None,
 ) -> tuple[int, str]:
-    """Read a prompt over a cache and draw tokens after it.
+    """Read what a cache does not hold of a prompt, and draw tokens after it.
 
     Args:
         model: an attached model.
         tokenizer: its tokenizer.
-        cache: an empty tail over whatever is to be read.
+        cache: over whatever is to be read; its tail holds the prompt's beginning, or nothing.
         ids: the prompt.
         settings: how to draw.
         chunk: tokens of the prompt that are run at a time.
@@ -153,16 +155,20 @@ def generate(
         CancelledError: `cancelled` said so.
     """
     prompt = torch.tensor([ids], device=model.device)
+    known = cache.layers[0].n_tail
     # The last chunk is left to `generate`, which needs its logits.
-    whole = (len(ids) - 1) // chunk * chunk
-    if whole:
-        prefill(model, cache, prompt[:, :whole], chunk, cancelled)
-        prompt = prompt[:, whole:]
-        for layer in cache.layers:
-            # To `generate` the prompt begins here; some models act on how long it is (Phi-3 drops its cache).
-            layer.prefilled = whole
+    whole = known + (len(ids) - known - 1) // chunk * chunk
+    if whole > known:
+        prefill(model, cache, prompt[:, known:whole], chunk, cancelled)
+    for layer in cache.layers:
+        # To `generate` the prompt begins here; some models act on how long it is (Phi-3 drops its cache).
+        layer.prefilled = whole
     stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim, constraint)
     held = [] if constraint is None else [constraint]
+    masks: list[LogitsProcessor] = [one.mask for one in held]
+    penalty = settings.repetition_penalty or model.generation_config.repetition_penalty or 1.0
+    if penalty != 1:
+        masks.insert(0, Repetition(float(penalty), prompt[:, :whole]))
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {
@@ -172,14 +178,12 @@ def generate(
             "top_k": 0,
         }
     replaying = graphs.replaying(model, cache) if graphs is not None else nullcontext()
-    if settings.repetition_penalty is not None:
-        sampling["repetition_penalty"] = settings.repetition_penalty
     with running(), torch.random.fork_rng(enabled=settings.seed is not None), replaying:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         model.generate(  # type: ignore[operator]
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+            prompt[:, whole:],
+            attention_mask=torch.ones_like(prompt[:, whole:]),
             past_key_values=cache,
             # What a checkpoint's own configuration may ask for, and what one answer over our cache cannot be.
             use_cache=True,
@@ -187,18 +191,35 @@ def generate(
             num_return_sequences=1,
             cache_implementation=None,
             max_time=None,
+            repetition_penalty=1.0,
             tokenizer=tokenizer,
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             streamer=stream,
             stopping_criteria=StoppingCriteriaList([stream, *held]),
-            logits_processor=LogitsProcessorList([one.mask for one in held]),
+            logits_processor=LogitsProcessorList(masks),
             **sampling,
         )
     if cancelled() and not stream.stopped:
         raise CancelledError("cancelled while an answer was being written")
     ended = stream.stopped or stream.n_tokens < settings.max_new_tokens or stream.last in _end_tokens(model)
     return stream.n_tokens, "stop" if ended else "length"
+
+
+class Repetition(LogitsProcessor):
+    """Makes what was said, or stands in the prompt, less likely: in the whole prompt, of which `generate` sees the end alone.
+
+    Args:
+        penalty: see `Generation.repetition_penalty`.
+        before: [1, n] int64, what `generate` does not see.
+    """
+
+    def __init__(self, penalty: float, before: torch.Tensor) -> None:
+        self._rule, self._before = RepetitionPenaltyLogitsProcessor(penalty), before
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores after the penalty."""
+        return self._rule(torch.cat([self._before, input_ids], 1), scores)  # type: ignore[no-any-return]
 
 
 def _end_tokens(model: PreTrainedModel) -> list[int | None]:

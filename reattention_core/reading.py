@@ -71,6 +71,9 @@ def read_documents(
         layout = lay_out([len(i) for i in ids])
         at_once = engine.config.ingest_tokens or batch_tokens(engine.attachment)
         memory = plan(engine.attachment, layout, engine.cache_dtype, at_once)
+        if memory.lacking:
+            engine.prefixes.release(memory.lacking)
+            memory = plan(engine.attachment, layout, engine.cache_dtype, at_once)
         memory.check()
         check_room(memory.pages)
         ingest = Ingest(

@@ -1,15 +1,18 @@
 """One prompt on its way through the model: what the worker thread does and what is known when it is done."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from reattention_core.answer import Answer, AnswerStream, Usage
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
+from reattention_core.errors import CancelledError, CapacityError
 from reattention_core.generate import Worker, generate
+from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.prompts import Prompt
 from reattention_core.select import Context, Reader, Selector
@@ -20,6 +23,8 @@ from reattention_core.structured.tools import ToolCall
 if TYPE_CHECKING:
     from reattention_core.edition import Edition
     from reattention_core.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 ROOM = 128
 """The tail's room is a multiple of this many tokens, so that questions of about the same length share a recorded pass."""
@@ -52,6 +57,7 @@ class Request:
         self._engine, self._prompt, self._settings = engine, prompt, settings
         self._selector, self._corpus, self._shape = selector, corpus, shape
         self._calls: list[ToolCall] = []
+        self._known = 0
         self._stop = threading.Event()
 
     def stream(self) -> AnswerStream:
@@ -74,8 +80,8 @@ class Request:
             finish_reason=self._reason,
             tool_calls=self._calls,
             usage=Usage(
-                prompt_tokens=len(self._prompt.ids),
-                cached_tokens=0 if self._corpus is None else self._corpus.n_tokens,
+                prompt_tokens=len(self._prompt.ids) - self._known,
+                cached_tokens=self._known if self._corpus is None else self._corpus.n_tokens,
                 window_tokens=self._cache.widest,
                 completion_tokens=self._drawn,
                 recall_seconds=self._recalled - self._started,
@@ -104,21 +110,46 @@ class Request:
             room = -(-context.tail // ROOM) * ROOM
             self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages, room)
             calls = None if self._shape is None else Calls(self._shape, emit)
-            self._drawn, self._reason = generate(
-                attachment.model,
-                engine.tokenizer,
-                self._cache,
-                self._prompt.ids,
-                self._settings,
-                self._reader.chunk,
-                calls or emit,
-                cancelled,
-                trim=corpus is not None,
-                graphs=corpus.graphs if corpus is not None else None,
-                constraint=None if self._shape is None else self._shape.constraint,
-            )
+            with nullcontext() if corpus is not None else self._prefix():
+                self._drawn, self._reason = generate(
+                    attachment.model,
+                    engine.tokenizer,
+                    self._cache,
+                    self._prompt.ids,
+                    self._settings,
+                    self._reader.chunk,
+                    calls or emit,
+                    cancelled,
+                    trim=corpus is not None,
+                    graphs=corpus.graphs if corpus is not None else None,
+                    constraint=None if self._shape is None else self._shape.constraint,
+                )
             if calls is not None:
                 self._calls, self._reason = calls.end(self._reason)
+
+    @contextmanager
+    def _prefix(self) -> Iterator[None]:
+        """Inside, the cache holds what is known of the prompt's beginning; afterwards what was read, if cancelled too, is known."""
+        tree, reader, ids = self._engine.prefixes, self._reader, self._prompt.ids
+        if reader.way:
+            self._known = tree.take(reader.way, ids, reader.step, self._cache)
+        try:
+            yield
+        except CancelledError:
+            self._remember()
+            raise
+        self._remember()
+
+    def _remember(self) -> None:
+        tree, reader = self._engine.prefixes, self._reader
+        try:
+            with within_memory():
+                if reader.way:
+                    tree.keep(reader.way, self._prompt.ids, reader.step, self._cache)
+        except CapacityError as error:
+            # The answer does not depend on it, and what comes next may need the memory.
+            logger.warning("forgetting the beginnings of prompts: %s", error)
+            tree.release()
 
     def _sources(self) -> list[Source]:
         evidence = self._reader.evidence

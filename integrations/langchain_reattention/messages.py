@@ -73,7 +73,7 @@ def about(answer: Answer, model: str, with_sources: bool) -> dict[str, Any]:
             input_tokens=read,
             output_tokens=usage.completion_tokens,
             total_tokens=read + usage.completion_tokens,
-            # Nothing of a prompt is kept for later calls; a corpus was read before.
+            # What is kept of a prompt for later calls costs nothing more, and is not counted.
             input_token_details=InputTokenDetails(cache_read=usage.cached_tokens, cache_creation=0),
         ),
         "response_metadata": {**metadata, **sources},

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
 from reattention_core.cache.kv_cache import ContextLayer
-from reattention_core.cache.pages import Pages
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_kernels import PageTable, page_table
 
 Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
@@ -101,11 +101,16 @@ class Reader(ABC):
         evidence: [P] float32, how much each page was asked for, once the prompt has been read; None without pages.
         chunk: tokens of a prompt that are read at a time.
         settled: whether every token after the prompt reads what the prompt read, and what was written since.
+        way: a name for this way of reading a prompt without a corpus, the same for all prompts whose beginnings it makes the
+            same keys and values of; empty where those must not stand in for reading again.
+        step: they may, up to a multiple of this many tokens, itself one of the page.
     """
 
     evidence: torch.Tensor | None = None
     chunk: int = 1024
     settled: bool = False
+    way: str = ""
+    step: int = PAGE
 
     def cited(self, most: int = 5) -> torch.Tensor:
         """The pages that an answer rests on, [n] int64, rising: those with the most evidence."""

@@ -12,6 +12,8 @@ from reattention_core.select.base import Reader, Selection
 class Everything(Reader):
     """Ordinary attention over all tokens: right while they fit the model's window."""
 
+    way = "everything"
+
     def __init__(self) -> None:
         self._selection: Selection | None = None
 

@@ -8,6 +8,8 @@ Every query of every head votes for its `top_k` keys of the middle by un-rotated
 united, the `recall_clip` most-voted keys are kept and each grows to a span of `span` tokens around it.
 """
 
+import math
+
 import torch
 from pydantic import Field
 from typing_extensions import Self
@@ -84,6 +86,8 @@ class _Reader(Reader):
     def __init__(self, rule: ReAttention) -> None:
         self._rule, self._everything = rule, Everything()
         self.chunk = rule.chunk_size
+        # What a chunk sees depends on all of its queries, so that chunks are taken over whole.
+        self.way, self.step = repr(rule), math.lcm(rule.chunk_size, PAGE)
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         rule, device = self._rule, query.device

@@ -1,0 +1,105 @@
+"""How much reading a prompt's known beginning saves: first token, cold and warm, and what it costs to look a prompt up.
+
+The same long text is asked different things. Cold, nothing is known; warm, the text was read for another question. What is
+measured is the time to the first token, which is reading: the answer has one token.
+
+    python benchmarks/prefix.py --tokens 8000 --tokens 30000
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+if __name__ == "__main__":  # run as a file: this folder's kernels.py would hide Hugging Face's package of that name
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import torch
+import transformers
+import typer
+
+from benchmarks.needle import ESSAYS
+from benchmarks.timing import RESULTS, device, measured_commit
+from reattention_core import Engine
+from reattention_core.cache.kept import Kept
+from reattention_core.cache.kv_cache import ContextCache
+from reattention_core.cache.prefix import PrefixTree
+from reattention_core.select.fixed import Everything
+
+QUESTIONS = ["Who wrote this?", "What is a startup?", "Which language is best?"]
+
+
+def first_tokens(engine: Engine, body: str) -> dict[str, float]:
+    """Seconds to the first token, cold and warm (the least of two), and how many tokens were not run."""
+    answers = []
+    engine.prefixes.release()
+    for question in QUESTIONS:
+        prompt = f"{body}\n\nQuestion: {question}\nAnswer:"
+        answers.append(engine.generate(prompt, max_new_tokens=1, strategy="reattention"))
+    cold, *warm = (answer.usage for answer in answers)
+    best = min(warm, key=lambda usage: usage.first_token_seconds)
+    return {
+        "prompt_tokens": cold.prompt_tokens,
+        "cached_tokens": best.cached_tokens,
+        "cold_s": cold.first_token_seconds,
+        "warm_s": best.first_token_seconds,
+        "times_less_time": cold.first_token_seconds / best.first_token_seconds,
+        "times_fewer_tokens": cold.prompt_tokens / best.prompt_tokens,
+        "kept_bytes": engine.prefixes.kept.nbytes,
+    }
+
+
+def lookup(n: int = 100_000) -> dict[str, float]:
+    """Milliseconds to look up a prompt of n tokens of which all is known, its keys and values left aside; median of nine."""
+    cache = ContextCache(1, Everything(), n)
+    nothing = torch.zeros(1, 1, n, 1)
+    cache.layers[0].update(nothing, nothing)
+    tree, ids = PrefixTree(Kept(1 << 30)), [i % 50021 for i in range(n)]
+    tree.keep("everything", ids, 32, cache)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        found = tree.take("everything", ids, 32, ContextCache(1, Everything(), n))
+        times.append(1000 * (time.perf_counter() - began))
+    return {"prompt_tokens": n, "cached_tokens": found, "lookup_ms": sorted(times)[4]}
+
+
+def main(
+    tokens: Annotated[list[int] | None, typer.Option(help="Length of the text; may be repeated.")] = None,
+    text: Annotated[Path, typer.Option(help="A long text; the usual one is Paul Graham's essays.")] = ESSAYS,
+    model: Annotated[str, typer.Option(help="Any causal LM.")] = "smollm2-135m-instruct",
+    commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
+) -> None:
+    """Ask different things of one long prompt."""
+    if not text.exists():
+        raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
+    essays, version = text.read_text(), commit or measured_commit()
+    engine = Engine.from_pretrained(model, prefix_bytes=1 << 40)
+    per_token = len(essays) / len(engine.tokens.encode(essays).ids)
+    stamp = {
+        "model": Path(engine.name).name,
+        "dtype": str(engine.attachment.model.dtype).removeprefix("torch."),
+        "device": device(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": version,
+    }
+    rows = [{"measured": "lookup", **lookup()}]
+    print(rows[-1])
+    for n in tokens or [8000, 30000]:
+        rows.append({"measured": "first token", **first_tokens(engine, essays[: int(n * per_token)])})
+        print(rows[-1])
+    RESULTS.mkdir(exist_ok=True)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with (RESULTS / f"prefix_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, [*columns, *stamp])
+        writer.writeheader()
+        writer.writerows(
+            {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in {**row, **stamp}.items()} for row in rows
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
