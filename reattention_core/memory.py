@@ -10,7 +10,9 @@ import torch
 from reattention_core.cache.layout import Layout
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError
+from reattention_core.graphs import LONGEST, MOST
 from reattention_core.models.attach import Attachment
+from reattention_kernels.topk import WORKSPACE
 
 RESERVE = 0.05
 """Share of the free memory that is left alone, for what the estimate below does not know of."""
@@ -22,7 +24,7 @@ class MemoryPlan:
 
     Attributes:
         pages: keys and values of the corpus: exact.
-        working: cache tails and activations of one forward pass: an estimate.
+        working: what one forward pass takes, or on a GPU one question later if that is more: an estimate.
         free: bytes free on the model's device now.
         device: its name.
     """
@@ -53,7 +55,9 @@ class MemoryPlan:
             )
 
 
-def plan(attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_tokens: int) -> MemoryPlan:
+def plan(
+    attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_tokens: int, selecting: bool = False
+) -> MemoryPlan:
     """The memory plan of an ingest.
 
     Args:
@@ -61,11 +65,16 @@ def plan(attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_token
         layout: where the documents will lie.
         dtype: of the pages.
         batch_tokens: tokens in one forward pass of short documents.
+        selecting: whether documents choose among the keys of earlier ones.
     """
-    model = attachment.model
+    model, n_pages = attachment.model, len(layout.first)
+    working = _working_bytes(attachment, max(layout.lengths), batch_tokens)
+    if model.device.type == "cuda":
+        working += WORKSPACE * selecting
+        working = max(working, _asking_bytes(attachment, n_pages))
     return MemoryPlan(
-        pages=len(layout.first) * PAGE * attachment.per_token * dtype.itemsize,
-        working=_working_bytes(attachment, max(layout.lengths), batch_tokens),
+        pages=n_pages * PAGE * attachment.per_token * dtype.itemsize,
+        working=working,
         free=free_bytes(model.device),
         device=str(model.device),
     )
@@ -89,6 +98,18 @@ def _working_bytes(attachment: Attachment, longest: int, batch_tokens: int) -> i
     config = model.config.get_text_config()
     hidden = config.hidden_size * 8 + 4 * (getattr(config, "intermediate_size", 0) or 0)
     return int(tail + batch_tokens * hidden * model.dtype.itemsize)
+
+
+def _asking_bytes(attachment: Attachment, n_pages: int) -> int:
+    """What a question of LONGEST tokens takes on a GPU beside the pages, an estimate.
+
+    Recall keeps the mass that each of a layer's rows gives each page, and with the corpus what an empty question gives
+    them. A recorded pass has a tail of its own; there may be `MOST` of both kinds.
+    """
+    heads = [heads for heads, _ in attachment.query_shapes]
+    recall = 4 * n_pages * (max(heads) * LONGEST + sum(heads))
+    tails = 2 * MOST * LONGEST * attachment.per_token * attachment.model.dtype.itemsize
+    return recall + tails
 
 
 def free_bytes(device: torch.device) -> int:

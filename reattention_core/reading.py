@@ -70,10 +70,11 @@ def read_documents(
     ):
         layout = lay_out([len(i) for i in ids])
         at_once = engine.config.ingest_tokens or batch_tokens(engine.attachment)
-        memory = plan(engine.attachment, layout, engine.cache_dtype, at_once)
+        needs = engine.attachment, layout, engine.cache_dtype, at_once, how.mode == "joint"
+        memory = plan(*needs)
         if memory.lacking:
             engine.prefixes.release(memory.lacking)
-            memory = plan(engine.attachment, layout, engine.cache_dtype, at_once)
+            memory = plan(*needs)
         memory.check()
         check_room(memory.pages)
         ingest = Ingest(

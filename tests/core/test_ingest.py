@@ -27,6 +27,7 @@ from reattention_core.errors import (
 )
 from reattention_core.positions import Rotation
 from reattention_core.select.fixed import Everything
+from reattention_kernels.topk import WORKSPACE
 
 WORDS = ("warranty", "device", "manufacturer", "period", "assistant", "cache", "token", "quick", "brown", "fox")
 
@@ -259,6 +260,23 @@ def test_the_plan_asks_for_exactly_the_bytes_of_the_pages_and_more_to_read_them(
     assert corpus.nbytes == kept + 2 * 8 * corpus.pages.n_pages
     assert plan.working > 0
     assert plan.free > 1_000_000
+
+
+def test_on_a_gpu_the_plan_knows_what_selecting_and_asking_take(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
+    few, many = lay_out([PAGE]), lay_out([PAGE] * 100_000)
+
+    def working(*arguments: Any) -> int:
+        return memory.plan(engine.attachment, *arguments).working
+
+    on_cpu = working(few, torch.float32, 64, True)
+    assert on_cpu == working(few, torch.float32, 64) == working(many, torch.float32, 64)
+    monkeypatch.setattr(PreTrainedModel, "device", torch.device("cuda"))
+    assert working(few, torch.float32, 64, True) == on_cpu + WORKSPACE
+    heads = engine.attachment.query_shapes[0][0]
+    assert working(many, torch.float32, 64) > 100_000 * heads * 256 * 4, "a question's masses"
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2), ("auto", 2)])

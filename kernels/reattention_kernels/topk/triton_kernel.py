@@ -10,11 +10,9 @@ import torch
 import triton
 
 from reattention_kernels.key_index import KeyIndex
+from reattention_kernels.topk import WORKSPACE
 from reattention_kernels.topk.best_kernel import best_keys, best_tiles
 from reattention_kernels.topk.maxima_kernel import block_maxima, exact_in_float32, shape_for
-
-WORKSPACE = 1 << 30
-"""Block maxima in memory at once; more queries than that holds are taken in turns."""
 
 
 def select_topk(
