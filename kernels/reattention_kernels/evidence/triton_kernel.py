@@ -28,39 +28,6 @@ LOG2E = 1.4426950408889634
 """Exponentials are taken in base 2, where they are one instruction."""
 
 
-class Cut(NamedTuple):
-    """How the work is cut.
-
-    Attributes:
-        height: rows of the question in one matrix product, a power of two from 16 on.
-        blocks: such products with each tile of keys.
-        width: keys of a tile, at least.
-        warps: warps of a program.
-        stages: tiles of keys that are loaded ahead at most.
-        masses: type in which a row's mass of a page is kept.
-        mixed: every fourth exponential is a polynomial.
-    """
-
-    height: int
-    blocks: int
-    width: int
-    warps: int
-    stages: int
-    masses: torch.dtype
-    mixed: bool
-
-
-def cut_for(rows: int, dim: int, in_float32: bool) -> Cut:
-    """How to cut `rows` rows that are scored with keys of `dim` dimensions."""
-    height = max(16, next_power(rows))
-    if in_float32 and dim > 64:
-        # Without tensor cores; small enough for the 99 KiB of shared memory that every GPU has.
-        return Cut(min(height, 32), 1, 32, 4, 3, torch.float32, False)
-    if dim > 64:
-        return Cut(min(height, 64), 1, 128, 4, 3, torch.float32, False)
-    return Cut(min(height, 128), 1, 64, 4, 3, torch.float32, False)
-
-
 class _Rows(NamedTuple):
     """Which rows of the question are scored with which key head.
 
@@ -101,17 +68,19 @@ def page_evidence(
     filled, weights = filled.contiguous(), weights if weights is None else weights.contiguous()
     in_float32 = scale is None and (query.dtype != codes.dtype or query.dtype == torch.float32)
     plan = _rows_of(wanted, rows, every // groups, query.device)
-    wide, sets = plan.rows.shape[1], len(plan.groups)
-    cut = cut_for(wide, dim, in_float32)
-    width = max(size, cut.width)
-    row_blocks = triton.cdiv(wide, cut.blocks * cut.height)
-    padded = row_blocks * cut.blocks * cut.height
+    wide = plan.rows.shape[1]
+    sets, height = len(plan.groups), min(64 if dim > 64 else 128, max(16, next_power(wide)))
+    width = max(size, 64)
+    if in_float32 and dim > 64:
+        # Without tensor cores; small enough for the 99 KiB of shared memory that every GPU has.
+        height, width = min(height, 32), max(size, 32)
+    row_blocks = triton.cdiv(wide, height)
     tiles = triton.cdiv(pages * size, width)
     # Each program walks a share of the tiles, a power of two of them.
     each = next_power(triton.cdiv(tiles, max(1, triton.cdiv(PROGRAMS, sets * row_blocks))))
     splits, together = triton.cdiv(tiles, each), min(64, each * (width // size))
-    masses = torch.empty(sets, pages, padded, device=query.device, dtype=cut.masses)
-    totals, bases = torch.empty(2, sets, splits, padded, device=query.device)
+    masses = torch.empty(sets, pages, row_blocks * height, device=query.device)
+    totals, bases = torch.empty(2, sets, splits, row_blocks * height, device=query.device)
     _page_masses[(row_blocks, sets, splits)](
         (query if scale is None else query.to(torch.bfloat16)).contiguous(),
         codes,
@@ -130,26 +99,23 @@ def page_evidence(
         scale.stride(0) if scale is not None else 0,
         dim=dim,
         DIM=next_power(max(dim, 16)),
-        HEIGHT=cut.height,
-        BLOCKS=cut.blocks,
+        HEIGHT=height,
         WIDTH=width,
         SIZE=size,
         EVEN=pages * size % width == 0,
         INDEXED=scale is not None,
         # Mixed types and float32 are multiplied in float32; the interpreter cannot multiply bfloat16.
         AS_FLOAT=INTERPRETED or in_float32,
-        MIXED=cut.mixed,
         INTERPRETED=INTERPRETED,
-        num_warps=cut.warps,
+        num_warps=4,
         num_stages=stages(
-            query.device,
-            width * next_power(dim) * codes.itemsize,
-            cut.blocks * cut.height * next_power(dim) * query.itemsize,
-            cut.stages,
+            query.device, width * next_power(dim) * codes.itemsize, height * next_power(dim) * query.itemsize
         ),
     )
     factors = torch.empty_like(bases)
-    _row_factors[(padded // 4, sets)](totals, bases, factors, splits, padded, SPLITS=next_power(splits), ROWS=4)
+    _row_factors[(row_blocks * height // 4, sets)](
+        totals, bases, factors, splits, row_blocks * height, SPLITS=next_power(splits), ROWS=4
+    )
     _mean_mass[(triton.cdiv(pages, together), len(wanted))](
         masses,
         factors,
@@ -160,7 +126,7 @@ def page_evidence(
         pages,
         splits,
         each * (width // size),
-        padded,
+        row_blocks * height,
         ROWS=next_power(rows),
         PAGES=together,
         WEIGHTED=weights is not None,
@@ -186,42 +152,10 @@ def _rows_of(heads: tuple[int, ...], rows: int, repeats: int, device: torch.devi
 
 
 @triton.jit
-def _power(x, MIXED: tl.constexpr, INTERPRETED: tl.constexpr):
-    """2 ** x; results below 2 ** -126 are 0 or thereabouts."""
+def _power(x, INTERPRETED: tl.constexpr):
+    """2 ** x in one instruction, results below 2 ** -126 being 0."""
     if INTERPRETED:
         return tl.exp2(x)
-    elif MIXED:
-        # A GPU has one unit for exponentials to eight for products: of four, one is a polynomial of degree 4, good to 3e-6.
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .f32 x, n, f, p;
-            .reg .b32 i, j;
-            ex2.approx.ftz.f32 $0, $4;
-            ex2.approx.ftz.f32 $1, $5;
-            ex2.approx.ftz.f32 $2, $6;
-            max.NaN.f32 x, $7, 0fC2FC0000;
-            min.NaN.f32 x, x, 0f42FE0000;
-            add.rn.f32 n, x, 0f4B400000;
-            sub.rn.f32 f, n, 0f4B400000;
-            sub.rn.f32 f, x, f;
-            fma.rn.f32 p, f, 0f3C1D015B, 0f3D64FE22;
-            fma.rn.f32 p, p, f, 0f3E7601BC;
-            fma.rn.f32 p, p, f, 0f3F317096;
-            fma.rn.f32 p, p, f, 0f3F800000;
-            mov.b32 i, n;
-            shl.b32 i, i, 23;
-            mov.b32 j, p;
-            add.s32 j, j, i;
-            mov.b32 $3, j;
-            }
-            """,
-            "=f,=f,=f,=f,f,f,f,f",
-            [x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=4,
-        )
     else:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -230,28 +164,42 @@ def _power(x, MIXED: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _page_masses(
-    query, key, scale, filled, groups, listed, masses, totals, bases,
-    n_rows, n_pages, tiles_each, sharpness, key_group, scale_group,
-    dim: tl.constexpr, DIM: tl.constexpr, HEIGHT: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
-    SIZE: tl.constexpr, EVEN: tl.constexpr, INDEXED: tl.constexpr, AS_FLOAT: tl.constexpr, MIXED: tl.constexpr,
+    query,
+    key,
+    scale,
+    filled,
+    groups,
+    listed,
+    masses,
+    totals,
+    bases,
+    n_rows,
+    n_pages,
+    tiles_each,
+    sharpness,
+    key_group,
+    scale_group,
+    dim: tl.constexpr,
+    DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    EVEN: tl.constexpr,
+    INDEXED: tl.constexpr,
+    AS_FLOAT: tl.constexpr,
     INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Masses of BLOCKS * HEIGHT rows over a share of the tiles of keys."""
+):
     PAGES: tl.constexpr = WIDTH // SIZE
-    padded = tl.num_programs(0) * BLOCKS * HEIGHT
+    slots = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
+    padded = tl.num_programs(0) * HEIGHT
     own, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     group = tl.load(groups + own).to(tl.int64)
+    rows = tl.load(listed + own * n_rows + slots, mask=slots < n_rows, other=-1)
     dims, columns, of_tile = tl.arange(0, DIM), tl.arange(0, WIDTH), tl.arange(0, PAGES)
-    slots = tl.program_id(0) * BLOCKS * HEIGHT + tl.arange(0, HEIGHT)
-    questions = ()
-    for block in tl.static_range(BLOCKS):
-        slot = slots + block * HEIGHT
-        rows = tl.load(listed + own * n_rows + slot, mask=slot < n_rows, other=-1)
-        kept = (rows >= 0)[:, None] & (dims < dim)[None, :]
-        q = tl.load(query + rows.to(tl.int64)[:, None] * dim + dims[None, :], mask=kept, other=0.0)
-        if AS_FLOAT:
-            q = q.to(tl.float32)
-        questions = questions + (q,)
+    kept = (rows >= 0)[:, None] & (dims < dim)[None, :]
+    q = tl.load(query + rows.to(tl.int64)[:, None] * dim + dims[None, :], mask=kept, other=0.0)
+    if AS_FLOAT:
+        q = q.to(tl.float32)
     first = split * tiles_each
     last = tl.minimum(first + tiles_each, tl.cdiv(n_pages, PAGES))
     # Masses are kept in units of 2 ** base, base being the best score of the first tile that holds a key: then no maximum is
@@ -264,59 +212,45 @@ def _page_masses(
     while (probe < last - 1) & (tl.max(there, 0) == 0):
         probe += 1
         there = _count(filled, probe, of_tile, n_pages, PAGES)
-    k, factor = _keys(
-        key, scale, probe, columns, dims, of_tile, n_pages, dim, DIM, WIDTH, SIZE, PAGES, EVEN, INDEXED, AS_FLOAT
-    )
+    scores = _scores(
+        q, key, scale, probe, columns, dims, of_tile, n_pages,
+        dim, DIM, HEIGHT, WIDTH, SIZE, PAGES, EVEN, INDEXED, AS_FLOAT,
+    )  # fmt: skip
     seen = tl.arange(0, SIZE)[None, :] < there[:, None]
-    nothing = tl.zeros((HEIGHT,), tl.float32)
-    base, zeros = (), ()
-    for block in tl.static_range(BLOCKS):
-        scores = _scores(questions[block], k, factor, HEIGHT, SIZE, PAGES, INDEXED, AS_FLOAT)
-        best = tl.max(tl.max(tl.where(seen[None, :, :], scores * sharpness, float("-inf")), 2), 1)
-        base = base + (tl.where(best > float("-inf"), best, 0.0),)
-        zeros = zeros + (nothing,)
-    total = zeros
+    base = tl.max(tl.max(tl.where(seen[None, :, :], scores * sharpness, float("-inf")), 2), 1)
+    base = tl.where(base > float("-inf"), base, 0.0)
+    total = tl.zeros((HEIGHT,), tl.float32)
     passes, again = 0, 1
     while again > 0:
-        total = zeros
+        total = tl.zeros((HEIGHT,), tl.float32)
         there = _count(filled, first, of_tile, n_pages, PAGES)
         for tile in range(first, last):
             # How full the next tile's pages are is fetched now, so that no tile waits for it.
             there_next = _count(filled, tile + 1, of_tile, n_pages, PAGES)
-            k, factor = _keys(
-                key, scale, tile, columns, dims, of_tile, n_pages, dim, DIM, WIDTH, SIZE, PAGES, EVEN, INDEXED, AS_FLOAT
-            )
-            pages = tile * PAGES + of_tile
-            out = masses + (own * n_pages + pages) * padded
-            grown = ()
-            for block in tl.static_range(BLOCKS):
-                scores = _scores(questions[block], k, factor, HEIGHT, SIZE, PAGES, INDEXED, AS_FLOAT)
-                powers = _power(scores * sharpness - base[block][:, None, None], MIXED, INTERPRETED)
-                mass = tl.sum(powers, 2)
-                if tl.min(there, 0) < SIZE:
-                    seen = tl.arange(0, SIZE)[None, :] < there[:, None]
-                    mass = tl.sum(tl.where(seen[None, :, :], powers, 0.0), 2)
-                place, stored = out[None, :] + (slots + block * HEIGHT)[:, None], mass.to(masses.dtype.element_ty)
-                if EVEN:
-                    tl.store(place, stored)
-                else:
-                    tl.store(place, stored, mask=(pages < n_pages)[None, :])
-                grown = grown + (total[block] + tl.sum(mass, 1),)
-            total = grown
+            scores = _scores(
+                q, key, scale, tile, columns, dims, of_tile, n_pages,
+                dim, DIM, HEIGHT, WIDTH, SIZE, PAGES, EVEN, INDEXED, AS_FLOAT,
+            )  # fmt: skip
+            powers = _power(scores * sharpness - base[:, None, None], INTERPRETED)
+            mass = tl.sum(powers, 2)
+            if tl.min(there, 0) < SIZE:
+                seen = tl.arange(0, SIZE)[None, :] < there[:, None]
+                mass = tl.sum(tl.where(seen[None, :, :], powers, 0.0), 2)
             there = there_next
+            pages = tile * PAGES + of_tile
+            out = (own * n_pages + pages) * padded
+            if EVEN:
+                tl.store(masses + out[None, :] + slots[:, None], mass)
+            else:
+                tl.store(masses + out[None, :] + slots[:, None], mass, mask=(pages < n_pages)[None, :])
+            total += tl.sum(mass, 1)
         passes += 1
-        again = 0
-        raised = ()
-        for block in tl.static_range(BLOCKS):
-            high = (total[block] > LARGE) & (passes < PASSES)
-            again = tl.maximum(again, tl.max(high.to(tl.int32), 0))
-            raised = raised + (tl.where(high, base[block] + 110.0, base[block]),)
-        if again > 0:
-            base = raised
+        high = (total > LARGE) & (passes < PASSES)
+        again = tl.max(high.to(tl.int32), 0)
+        base = tl.where(high, base + 110.0, base)
     at = (own * tl.num_programs(2) + split) * padded + slots
-    for block in tl.static_range(BLOCKS):
-        tl.store(totals + at + block * HEIGHT, total[block])
-        tl.store(bases + at + block * HEIGHT, base[block])
+    tl.store(totals + at, total)
+    tl.store(bases + at, base)
 
 
 @triton.jit
@@ -327,12 +261,26 @@ def _count(filled, tile, of_tile, n_pages, PAGES: tl.constexpr):
 
 
 @triton.jit
-def _keys(
-    key, scale, tile, columns, dims, of_tile, n_pages,
-    dim: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, PAGES: tl.constexpr,
-    EVEN: tl.constexpr, INDEXED: tl.constexpr, AS_FLOAT: tl.constexpr,
-):  # fmt: skip
-    """A tile of keys [WIDTH, DIM], and what the scores of each of its pages are multiplied by."""
+def _scores(
+    q,
+    key,
+    scale,
+    tile,
+    columns,
+    dims,
+    of_tile,
+    n_pages,
+    dim: tl.constexpr,
+    DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAGES: tl.constexpr,
+    EVEN: tl.constexpr,
+    INDEXED: tl.constexpr,
+    AS_FLOAT: tl.constexpr,
+):
+    """Scores of a tile of keys by page, [HEIGHT, PAGES, SIZE]."""
     tokens = tile * WIDTH + columns
     if not EVEN:
         # A key beyond the last page is read as the last and hidden by the count: cheaper than a mask on every load.
@@ -342,27 +290,14 @@ def _keys(
         k = tl.load(at)
     else:
         k = tl.load(at, mask=(dims < dim)[None, :], other=0.0)
-    factor = tl.zeros((PAGES,), tl.float32)
-    if INDEXED:
-        pages = tile * PAGES + of_tile
-        factor = tl.load(scale + pages, mask=pages < n_pages, other=0.0)
     if AS_FLOAT:
-        k = k.to(tl.float32)
-    return k, factor
-
-
-@triton.jit
-def _scores(
-    q, k, factor, HEIGHT: tl.constexpr, SIZE: tl.constexpr, PAGES: tl.constexpr, INDEXED: tl.constexpr,
-    AS_FLOAT: tl.constexpr,
-):  # fmt: skip
-    """Scores of a tile of keys by page, [HEIGHT, PAGES, SIZE]."""
-    if AS_FLOAT:
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(k.to(tl.float32)), input_precision="ieee")
     else:
         scores = tl.dot(q, tl.trans(k.to(q.dtype)))
     scores = tl.reshape(scores, (HEIGHT, PAGES, SIZE))
     if INDEXED:
+        pages = tile * PAGES + of_tile
+        factor = tl.load(scale + pages, mask=pages < n_pages, other=0.0)
         scores = scores * factor[None, :, None]
     return scores
 
@@ -395,8 +330,7 @@ def _mean_mass(
     rows = tl.arange(0, ROWS)
     slots = tl.load(places + head * 2 + 1) + rows
     inside = (pages < n_pages)[:, None] & (rows < n_rows)[None, :]
-    at = masses + (own * n_pages + pages[:, None]) * padded + slots[None, :]
-    mass = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    mass = tl.load(masses + (own * n_pages + pages[:, None]) * padded + slots[None, :], mask=inside, other=0.0)
     # A program's pages all lie in one share.
     unit = (own * splits + tl.program_id(0) * PAGES // pages_each) * padded + slots
     factor = tl.load(factors + unit, mask=rows < n_rows, other=0.0)
