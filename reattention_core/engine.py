@@ -24,7 +24,7 @@ from reattention_core.errors import CancelledError, EngineClosedError, InvalidCo
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
-from reattention_core.memory import free_bytes
+from reattention_core.memory import check_prompt, free_bytes
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
@@ -250,9 +250,10 @@ class Engine:
         tool_choice: str | None = None,
         parallel_tool_calls: bool = False,
         schema: Mapping[str, Any] | None = None,
+        limit: int | None = None,
         **generation: Any,
     ) -> Answer:
-        """Continue a text, or answer chat messages, of any length.
+        """Continue a text, or answer chat messages, of any length that memory holds.
 
         Beyond the model's window the prompt is read in chunks by the engine's strategy (`reattention` for `consensus`).
 
@@ -263,16 +264,18 @@ class Engine:
             tool_choice: "auto" (text or calls), "required", "none" or the name of the tool to call.
             parallel_tool_calls: whether there may be several calls; small models then often repeat one.
             schema: JSON schema of what is answered, if no tool is called. Stop strings then have no effect.
+            limit: tokens of prompt and answer at most, where memory holds more.
             generation: fields of `Generation`.
 
         Raises:
             EmptyPromptError: there is nothing to continue.
+            ContextTooLongError: prompt and answer may take more tokens than `limit`, or than memory holds.
             InvalidConfigError: a setting is unknown or not allowed, or a schema cannot be followed.
             IncompleteAnswerError: tokens ran out, or a stop string came, inside of a call or of JSON.
         """
         asked: dict[str, Any] = {"tools": tools, "tool_choice": tool_choice, "schema": schema}
         asked["parallel_tool_calls"] = parallel_tool_calls
-        return finish(self.stream(prompt, strategy=strategy, **asked, **generation))
+        return finish(self.stream(prompt, strategy=strategy, limit=limit, **asked, **generation))
 
     def stream(
         self,
@@ -283,12 +286,14 @@ class Engine:
         tool_choice: str | None = None,
         parallel_tool_calls: bool = False,
         schema: Mapping[str, Any] | None = None,
+        limit: int | None = None,
         **generation: Any,
     ) -> AnswerStream:
         """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
         settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
         structure = Structure.read(tools, tool_choice, parallel_tool_calls, schema)
         ids = encode_prompt(self.tokenizer, self.tokens, prompt, structure)
+        check_prompt(self.attachment, len(ids), settings.max_new_tokens, limit)
         shape = self.shape(structure)
         prepared = Prompt(ids, slice(0, 0), [])
         return Request(self, prepared, settings, self.selector(strategy), shape=shape).stream()

@@ -18,6 +18,7 @@
         StorageFullError
         EngineClosedError
         CancelledError
+        AnswerTimeoutError (also a TimeoutError)
         IncompleteAnswerError           text
 
 A caller who wants one `except` takes ReAttentionError. Every message says what was got, what is
@@ -127,6 +128,10 @@ class EngineClosedError(ReAttentionError):
 
 class CancelledError(ReAttentionError):
     """The caller cancelled the work; nothing partial was kept."""
+
+
+class AnswerTimeoutError(ReAttentionError, TimeoutError):
+    """An answer took longer than it was given; the model was stopped."""
 
 
 class IncompleteAnswerError(ReAttentionError):

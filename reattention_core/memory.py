@@ -9,7 +9,7 @@ import torch
 
 from reattention_core.cache.layout import Layout
 from reattention_core.cache.pages import PAGE
-from reattention_core.errors import CapacityError
+from reattention_core.errors import CapacityError, ContextTooLongError
 from reattention_core.graphs import LONGEST, MOST
 from reattention_core.models.attach import Attachment
 from reattention_kernels.topk import WORKSPACE
@@ -78,6 +78,30 @@ def plan(
         free=free_bytes(model.device),
         device=str(model.device),
     )
+
+
+def prompt_tokens(attachment: Attachment) -> int:
+    """Tokens of one prompt and its answer that memory holds now: each leaves its keys and values, in the model's own type."""
+    model = attachment.model
+    return int(free_bytes(model.device) * (1 - RESERVE)) // (attachment.per_token * model.dtype.itemsize)
+
+
+def check_prompt(attachment: Attachment, n_prompt: int, n_answer: int, limit: int | None) -> None:
+    """Refuse a prompt that is too long before any of it is read; nothing is ever cut off.
+
+    Raises:
+        ContextTooLongError: with both numbers.
+    """
+    needed, holds = n_prompt + n_answer, prompt_tokens(attachment)
+    most = holds if limit is None else min(limit, holds)
+    if needed > most:
+        raise ContextTooLongError(
+            f"the prompt takes {n_prompt:,} tokens and the answer may take {n_answer:,}, more than the {most:,} that "
+            f"{'memory holds now' if most == holds else 'are allowed'}: ask with less text, let the answer be shorter, or "
+            "ingest the text and ask the corpus",
+            n_tokens=needed,
+            limit=most,
+        )
 
 
 def batch_tokens(attachment: Attachment) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -15,18 +15,16 @@ from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, SecretStr
 
 from langchain_reattention.binding import Tools, bound_tools, schema_of, structured
+from langchain_reattention.errors import ModelTooSlowError, PromptTooLongError
 from langchain_reattention.messages import PROVIDER, about, call_chunks, plain, whole
 from reattention_core import Answer, AnswerStream
 from reattention_core.answer import finish
-from reattention_core.errors import InvalidConfigError
+from reattention_core.errors import AnswerTimeoutError, ContextTooLongError, InvalidConfigError
 from reattention_core.frameworks.conversation import (
     CALL_SETTINGS,
-    CAPACITY,
     STRUCTURE,
     afinish,
-    generation,
     pulled,
-    start,
 )
 from reattention_core.frameworks.model import Answering
 from reattention_core.frameworks.shared import corpus_digest
@@ -61,15 +59,18 @@ class ChatReAttention(Answering, BaseChatModel):
         seed: makes sampling repeatable.
         repetition_penalty: above 1, keeps a small model from saying the same again and again; see `Generation`.
         engine: a ready engine, in place of model, device, dtype and strategy.
-        timeout, max_retries, api_key: LangChain's for models behind a network; accepted, and of no effect here.
+        context_window: tokens of a prompt and its answer at most; what memory holds when left out.
+        timeout: seconds that an answer may take, waiting included.
+        max_retries, api_key: LangChain's for models behind a network; accepted, and of no effect here.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    too_long: ClassVar[type[ContextTooLongError]] = PromptTooLongError
+    too_late: ClassVar[type[AnswerTimeoutError]] = ModelTooSlowError
 
     model: str = Field(default=BUNDLED, alias="model_name")
     stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
     streaming: bool = False
-    timeout: float | None = Field(default=None, exclude=True, repr=False)
     max_retries: int | None = Field(default=None, exclude=True, repr=False)
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
@@ -93,7 +94,7 @@ class ChatReAttention(Answering, BaseChatModel):
 
     def _resolve_model_profile(self) -> "ModelProfile":
         return {
-            "max_input_tokens": CAPACITY,
+            "max_input_tokens": self._capacity(),
             "max_output_tokens": self.max_tokens,
             "text_inputs": True,
             "text_outputs": True,
@@ -216,9 +217,7 @@ class ChatReAttention(Answering, BaseChatModel):
         given = {name: value for name, value in given.items() if name not in ("stream", "strict", "model")}
         asked_for = {name: given.pop(name, None) for name in STRUCTURE if name != "schema"}
         asked_for["schema"] = schema_of(given.pop("response_format", None))
-        settings, asked = generation(self, {**given, "stop": stop}), plain(messages)
-        engine = self._engine(model)
-        return start(engine, self._corpus(engine), asked, settings, asked_for)
+        return self._begin(plain(messages), {**given, "stop": stop}, asked_for, model)
 
     def _result(self, answer: Answer, given: dict[str, Any]) -> ChatResult:
         message = whole(answer, given.get("model") or self.model, self.corpus is not None)

@@ -1,20 +1,21 @@
 """A framework's conversation as the engine's answer, also without blocking an event loop; knows no framework's types."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from reattention_core.answer import Answer, AnswerStream
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
-from reattention_core.errors import InvalidConfigError, InvalidRequestError
+from reattention_core.errors import AnswerTimeoutError, CancelledError, InvalidConfigError, InvalidRequestError
 from reattention_core.prompts import Turn
 
 CAPACITY = 1_000_000
-"""Tokens to announce to a framework: longer prompts than the model's window are read too, so that is not the limit.
+"""Tokens to announce to a framework before the weights are loaded; afterwards it is what memory holds.
 
-A framework told the window would cut prompts into pieces that fit it, and ask many times.
+Longer prompts than the model's window are read too. A framework told the window would cut them, and ask many times.
 """
 
 CALL_SETTINGS = ("temperature", "top_p", "max_tokens", "stop", "seed", "repetition_penalty")
@@ -54,6 +55,7 @@ def start(
     asked: str | Sequence[Message],
     settings: dict[str, Any],
     structure: Mapping[str, Any] | None = None,
+    limit: int | None = None,
 ) -> AnswerStream:
     """Begin an answer: from the corpus to the last message, or without one to the whole conversation.
 
@@ -65,15 +67,17 @@ def start(
         asked: a text, which is continued (asked, with a corpus), or messages.
         settings: fields of `Generation`. Stop strings come on top of those that end every answer from a corpus.
         structure: what the answer is held to, by the names in STRUCTURE; a corpus knows no tools.
+        limit: tokens of a prompt without a corpus, and its answer, at most.
 
     Raises:
+        ContextTooLongError: there are more, or more than memory holds, or than the model's window beside a corpus.
         InvalidRequestError: the messages are no question to a corpus.
     """
     structure = {name: value for name, value in (structure or {}).items() if value is not None}
     if not isinstance(asked, str):
         asked = _merged(asked)
     if corpus is None:
-        return engine.stream(asked, **settings, **structure)
+        return engine.stream(asked, limit=limit, **settings, **structure)
     if structure.get("tools"):
         raise InvalidRequestError(
             "a question to a corpus calls no tools: leave out `corpus`, and give the corpus to the model as a tool"
@@ -83,6 +87,44 @@ def start(
     stop = settings.get("stop", ())
     stop = (*engine.config.stop, *((stop,) if isinstance(stop, str) else stop))
     return corpus.stream(question, history=history, **{**settings, "stop": stop})
+
+
+def within(
+    stream: AnswerStream, seconds: float | None, too_late: type[AnswerTimeoutError] = AnswerTimeoutError
+) -> AnswerStream:
+    """The same answer, stopped when it takes too long, from the first piece that is asked for to the last.
+
+    Args:
+        stream: the answer.
+        seconds: that it may take; None for any time.
+        too_late: raised by the stream in place of a further piece.
+    """
+    if seconds is None:
+        return stream
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        stream.cancel()
+
+    def pieces() -> Iterator[str | Answer]:
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield from stream
+            yield stream.answer
+        except CancelledError:
+            if not late.is_set():
+                raise
+            raise too_late(
+                f"the answer took longer than its timeout of {seconds:g} s: allow more, or fewer tokens"
+            ) from None
+        finally:
+            timer.cancel()
+            stream.close()
+
+    return AnswerStream(pieces(), stream.cancel)
 
 
 async def pulled(stream: AnswerStream) -> AsyncGenerator[str, None]:

@@ -1,15 +1,21 @@
 """The fields that a framework's classes have in common, and the engine and corpus they lead to; knows no framework's types."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
+from reattention_core.answer import AnswerStream
+from reattention_core.cache.pages import PAGE
 from reattention_core.config import Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
-from reattention_core.errors import InvalidConfigError
-from reattention_core.frameworks.conversation import generation
-from reattention_core.frameworks.shared import shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.errors import AnswerTimeoutError, ContextTooLongError, InvalidConfigError
+from reattention_core.frameworks.conversation import CAPACITY, Message, generation, start, within
+from reattention_core.frameworks.shared import loaded_engine, shared_corpus, shared_engine, shared_tokenizer
+from reattention_core.memory import prompt_tokens
 from reattention_core.models.loading import BUNDLED
 
 
@@ -63,6 +69,11 @@ class Located(BaseModel):
 class Answering(Located):
     """What a model of a framework has besides: how it answers. One call may set all of these anew but the strategy."""
 
+    too_long: ClassVar[type[ContextTooLongError]] = ContextTooLongError
+    """Raised for a prompt beyond the capacity; where a framework has an error for that, one that is both."""
+    too_late: ClassVar[type[AnswerTimeoutError]] = AnswerTimeoutError
+    """Likewise, for an answer beyond its timeout."""
+
     strategy: str | None = Field(default=None, description="The rule that selects what is read.")
     temperature: float = Field(default=0.0, description="0 takes the likeliest token; above it, samples.")
     top_p: float = Field(default=1.0, description="Samples from the likeliest tokens of this probability.")
@@ -73,7 +84,46 @@ class Answering(Located):
         default=None, description="Above 1, keeps a small model from saying the same again and again."
     )
 
+    context_window: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of a prompt and its answer at most; what memory holds when left out. Longer ones are an error.",
+    )
+    timeout: float | None = Field(default=None, gt=0, description="Seconds that an answer may take, waiting included.")
+
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         checked(Generation, generation(self, {}))
         return self
+
+    def _capacity(self) -> int:
+        """Tokens of a prompt and its answer at most, for frameworks that plan with it; the weights need not be loaded."""
+        if self.context_window is not None:
+            return self.context_window
+        engine = self.engine or loaded_engine(self.model, self.device, self.dtype, self.strategy)
+        if engine is None:
+            return CAPACITY
+        # Beside a corpus, a question must leave room in the model's window for the sink and a page.
+        return prompt_tokens(engine.attachment) if self.corpus is None else engine.window - 2 * PAGE
+
+    def _begin(
+        self,
+        asked: str | list[Message],
+        given: Mapping[str, Any],
+        structure: Mapping[str, Any],
+        model: str | None = None,
+    ) -> AnswerStream:
+        """Begin an answer; see `start`.
+
+        Args:
+            asked: a text or messages.
+            given: what the call sets.
+            structure: what the answer is held to.
+            model: another one, for this call.
+        """
+        settings, engine = generation(self, given), self._engine(model)
+        try:
+            stream = start(engine, self._corpus(engine), asked, settings, structure, self.context_window)
+        except ContextTooLongError as error:
+            raise self.too_long(str(error), n_tokens=error.n_tokens, limit=error.limit) from error
+        return within(stream, self.timeout, self.too_late)

@@ -53,6 +53,13 @@ def shared_engine(
         return slot.engine
 
 
+def loaded_engine(model: str, device: str | None, dtype: str, strategy: str | None) -> Engine | None:
+    """The process's engine of these settings, if it is loaded already."""
+    with _lock:
+        slot = _slots.get((model, device, dtype, strategy or Config().strategy))
+    return None if slot is None or slot.engine is None or slot.engine.closed else slot.engine
+
+
 def shared_corpus(engine: Engine, name: str) -> Corpus:
     """A saved corpus, opened once for all who hold it. A corpus replaced on disk is seen once nobody holds the old one.
 

@@ -14,7 +14,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -31,7 +31,7 @@ from llama_index.llms.reattention.structured import StructuredPredict
 from llama_index.llms.reattention.tools import prepared, selections
 from reattention_core import AnswerStream
 from reattention_core.answer import finish
-from reattention_core.frameworks.conversation import CAPACITY, STRUCTURE, Message, afinish, generation, start
+from reattention_core.frameworks.conversation import STRUCTURE, Message, afinish
 from reattention_core.frameworks.model import Answering
 
 if TYPE_CHECKING:
@@ -54,11 +54,6 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
 
     model_config = ConfigDict(extra="forbid")
 
-    context_window: int = Field(
-        default=CAPACITY,
-        description="Tokens of a prompt at most; not the model's window, because longer prompts are read too.",
-    )
-
     @classmethod
     def class_name(cls) -> str:
         """The name that serialised instances carry."""
@@ -68,7 +63,7 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What the framework plans with; loads the tokenizer, not the weights."""
         return LLMMetadata(
-            context_window=self.context_window,
+            context_window=self._capacity(),
             num_output=self.max_tokens,
             is_chat_model=self.tokenizer.chat_template is not None,
             # A question to a corpus calls no tools; the corpus can be one.
@@ -158,6 +153,5 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
 
     def _start(self, asked: str | list[Message], given: dict[str, Any]) -> AnswerStream:
         structure = {name: given[name] for name in STRUCTURE if name in given}
-        settings = generation(self, {name: value for name, value in given.items() if name not in structure})
-        engine = self._engine()
-        return start(engine, self._corpus(engine), asked, settings, structure)
+        settings = {name: value for name, value in given.items() if name not in structure}
+        return self._begin(asked, settings, structure)
