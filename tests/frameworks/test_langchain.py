@@ -263,7 +263,7 @@ def test_what_the_framework_asks_about_the_model(chat: ChatReAttention, engine: 
     assert (params["ls_max_tokens"], params["ls_stop"]) == (12, ["x"])
     assert ChatReAttention(engine=engine, stop="y")._get_ls_params()["ls_stop"] == ["y"]
     assert chat.profile is not None
-    assert chat.profile["max_input_tokens"] == 1_000_000
+    assert chat.profile["max_input_tokens"] > 1_000_000, "a tiny model"
     assert chat.get_num_tokens("What does the fox do?") == len(engine.tokens.encode("What does the fox do?").ids)
     assert ChatReAttention(model_name="some/model").model == "some/model"
     assert "Engine" not in json.dumps(chat.asdict()) + repr(chat)

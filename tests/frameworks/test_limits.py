@@ -105,7 +105,9 @@ async def test_a_question_to_a_corpus_beyond_the_window(framework: str, engine: 
 
 
 def announced(model: Any) -> int:
-    return int(model.profile["max_input_tokens"] if isinstance(model, ChatReAttention) else model.metadata.context_window)
+    return int(
+        model.profile["max_input_tokens"] if isinstance(model, ChatReAttention) else model.metadata.context_window
+    )
 
 
 @BOTH
@@ -130,7 +132,7 @@ async def test_an_answer_that_takes_too_long_is_the_frameworks_error(
     steps.delay = 0.02
     for ask in asks(model):
         began = time.perf_counter()
-        with pytest.raises(kind, match="longer than its timeout of 0.3 s") as caught:
+        with pytest.raises(kind, match=r"longer than its timeout of 0\.3 s") as caught:
             await ask("fox")
         assert isinstance(caught.value, AnswerTimeoutError)
         assert time.perf_counter() - began < 4, "400 tokens take 8 s"
@@ -180,4 +182,6 @@ async def test_the_event_loop_is_quick_while_the_model_reads(framework: str, eng
         quiet = await late(asyncio.sleep(time.perf_counter() - began))
         if during < 0.05 + quiet:
             return
-    raise AssertionError(f"a task waited {during * 1000:.0f} ms at the 99th percentile, {quiet * 1000:.0f} ms without work")
+    raise AssertionError(
+        f"a task waited {during * 1000:.0f} ms at the 99th percentile, {quiet * 1000:.0f} ms without work"
+    )

@@ -6,12 +6,18 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import llama_index.core
 import pytest
 from llama_index.core import Settings
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
-from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.base.llms.types import ChatMessage, CitationBlock, ImageBlock, MessageRole, TextBlock
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatInProgressEvent, LLMChatStartEvent
+from llama_index.core.instrumentation.events.span import SpanDropEvent
 from llama_index.core.prompts import PromptTemplate
-from pydantic import ValidationError
+from llama_index.core.utilities.token_counting import TokenCounter
+from pydantic import Field, ValidationError
 
 from llama_index.llms.reattention import ReAttentionLLM
 from reattention_core import Engine
@@ -223,6 +229,24 @@ async def test_corpus_answers_carry_sources(engine: Engine, notes: str) -> None:
     assert [s["quote"] for s in response.raw["sources"]] == [s.quote for s in expected.sources]
 
 
+async def test_sources_are_citation_blocks_when_asked_for(engine: Engine, notes: str) -> None:
+    question = [ChatMessage(role="user", content="What does the fox do?")]
+    plain = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=12).chat(question)
+    llm = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=12, citations=True)
+    streamed = list(llm.stream_chat(question))[-1]
+    astreamed = [chunk async for chunk in await llm.astream_chat(question)][-1]
+    for response in (llm.chat(question), await llm.achat(question), streamed, astreamed):
+        text, *cited = response.message.blocks
+        assert text == plain.message.blocks[0] and len(plain.message.blocks) == 1
+        assert all(isinstance(block, CitationBlock) for block in cited)
+        assert [block.cited_content.text for block in cited] == [s["quote"] for s in plain.raw["sources"]] != []
+        spans = [(s["start"], s["end"]) for s in plain.raw["sources"]]
+        assert [tuple(block.additional_location_info.values()) for block in cited] == spans
+        assert response.message.content == plain.message.content, "citations are no part of the text"
+    history = [*question, llm.chat(question).message, *question]
+    assert llm.chat(history).message.content, "what was cited before is not read again"
+
+
 def test_questions_that_a_corpus_cannot_take(engine: Engine, notes: str) -> None:
     llm = ReAttentionLLM(engine=engine, corpus=notes)
     with pytest.raises(InvalidRequestError, match="system"):
@@ -244,6 +268,69 @@ def test_settings_and_what_the_framework_builds_on_them(llm: ReAttentionLLM, mon
     assert "".join(Settings.llm.stream(PromptTemplate("The {animal}"), animal="fox")) == llm.complete("The fox").text
 
 
+def test_the_framework_counts_with_the_models_tokenizer_on_request(
+    llm: ReAttentionLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_index.core.global_tokenizer", None)
+    ReAttentionLLM(engine=llm.engine)
+    assert llama_index.core.global_tokenizer is None, "nobody asked"
+    Settings.tokenizer = llm.tokenizer
+    ids = llm.engine.tokens.encode("What does the fox do?").ids
+    assert Settings.tokenizer("What does the fox do?") == ids
+    assert TokenCounter().get_string_tokens("What does the fox do?") == len(ids)
+
+
+class Seen(BaseEventHandler):
+    """Keeps the events of instrumentation."""
+
+    events: list[Any] = Field(default_factory=list)
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.events.append(event)
+
+
+async def test_instrumentation_sees_every_call(llm: ReAttentionLLM) -> None:
+    seen, root = Seen(), get_dispatcher()
+    root.add_event_handler(seen)
+    try:
+        text = llm.chat(ASKED).message.content
+        assert [type(event) for event in seen.events] == [LLMChatStartEvent, LLMChatEndEvent]
+        start, end = seen.events
+        assert start.model_dict["model_name"] == "llama" and end.response.message.content == text
+        json.dumps(start.model_dict)
+        seen.events.clear()
+        [chunk async for chunk in await llm.astream_chat(ASKED)]
+        kinds = [type(event) for event in seen.events]
+        assert (kinds[0], kinds[-1]) == (LLMChatStartEvent, LLMChatEndEvent)
+        assert set(kinds[1:-1]) == {LLMChatInProgressEvent} and len(kinds) > 5
+        seen.events.clear()
+        with pytest.raises(InvalidConfigError):
+            await llm.achat(ASKED, temperatur=1)
+        assert [type(event) for event in seen.events] == [LLMChatStartEvent, SpanDropEvent], "and no end"
+    finally:
+        root.event_handlers.remove(seen)
+
+
+async def test_callbacks_see_every_call_and_may_fail(llm: ReAttentionLLM) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm.callback_manager = CallbackManager([debug])
+    llm.chat(ASKED)
+    [chunk async for chunk in await llm.astream_complete("fox")]
+    assert len(debug.get_event_pairs(CBEventType.LLM)) == 2
+
+    class Failing(LlamaDebugHandler):
+        def on_event_end(self, *_: Any, **__: Any) -> None:
+            raise ZeroDivisionError("in the callback")
+
+    llm.callback_manager = CallbackManager([Failing(print_trace_on_end=False)])
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        llm.chat(ASKED)
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        await llm.achat(ASKED)
+    llm.callback_manager = CallbackManager([])
+    assert llm.chat(ASKED).message.content, "the model is free again"
+
+
 def test_a_closed_engine_says_so(engine: Engine, llm: ReAttentionLLM) -> None:
     engine.close()
     with pytest.raises(EngineClosedError):
@@ -263,7 +350,7 @@ def test_making_one_is_instant_and_loads_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_the_bundled_model_knows_paris_and_is_loaded_once() -> None:
     first, second = ReAttentionLLM(max_tokens=12), ReAttentionLLM(max_tokens=12, stop=["\n"])
-    assert first.metadata.is_chat_model and first.metadata.context_window == 1_000_000
+    assert first.metadata.is_chat_model
     assert "Paris" in first.complete("What is the capital of France? Answer:").text
     assert "Paris" in second.complete("The capital of France is", formatted=True).text
     assert first._engine() is second._engine() is shared_engine()

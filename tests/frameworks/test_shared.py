@@ -79,6 +79,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Any) -> None:
     [
         ("llama_index.llms.reattention", "llama_index.core.base.llms.types", "llama-index"),
         ("langchain_reattention", "langchain_core.callbacks", "langchain"),
+        ("langchain_reattention.middleware", "langchain.agents.middleware", "agents"),
     ],
 )
 def test_a_missing_framework_is_told(monkeypatch: pytest.MonkeyPatch, package: str, needs: str, extra: str) -> None:

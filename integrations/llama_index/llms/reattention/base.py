@@ -14,15 +14,17 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.bridge.pydantic import ConfigDict
+from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index.llms.reattention.messages import (
+    Make,
     achunks,
     chat_response,
     chunks,
+    cited_response,
     completion_response,
     plain,
     whole,
@@ -44,6 +46,7 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
     Making one is instant: weights load at the first answer, once for all equal instances in the process. Every call may set
     temperature, top_p, max_tokens, stop, seed and repetition_penalty anew. `raw` of a response holds the usage
     (`prompt_tokens` counts the `cached_tokens` of the corpus too), the finish reason, and with a corpus the sources.
+    `Settings.tokenizer = llm.tokenizer` has the framework count with the model's own tokenizer.
 
     Example:
         >>> from llama_index.core import Settings
@@ -53,6 +56,11 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
     """
 
     model_config = ConfigDict(extra="forbid")
+
+    citations: bool = Field(
+        default=False,
+        description="Puts a CitationBlock into the message for every passage of the corpus that was read.",
+    )
 
     @classmethod
     def class_name(cls) -> str:
@@ -78,22 +86,22 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        return whole(finish(self._chat(messages, kwargs)), chat_response)
+        return whole(finish(self._chat(messages, kwargs)), self._response)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Like `chat`; cancelling it stops the model."""
-        return whole(await afinish(await asyncio.to_thread(self._chat, messages, kwargs)), chat_response)
+        return whole(await afinish(await asyncio.to_thread(self._chat, messages, kwargs)), self._response)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Like `chat`, as the text grows; the last chunk has the usage. Closing it stops the model."""
-        return chunks(self._chat(messages, kwargs), chat_response)
+        return chunks(self._chat(messages, kwargs), self._response)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Like `stream_chat`."""
-        return achunks(await asyncio.to_thread(self._chat, messages, kwargs), chat_response)
+        return achunks(await asyncio.to_thread(self._chat, messages, kwargs), self._response)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -140,6 +148,10 @@ class ReAttentionLLM(Answering, StructuredPredict, FunctionCallingLLM):
             ValueError: there is none, and that is an error.
         """
         return selections(response, error_on_no_tool_call)
+
+    @property
+    def _response(self) -> Make[ChatResponse]:
+        return cited_response if self.citations else chat_response
 
     def _chat(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> AnswerStream:
         return self._start(plain(messages), given)

@@ -85,6 +85,27 @@ def chat_response(text: str, delta: str | None = None, answer: Answer | None = N
     calls = [] if answer is None else answer.tool_calls
     blocks: list[ContentBlock] = [TextBlock(text=text)]
     blocks += [ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
+    return _message(blocks, delta, answer)
+
+
+def cited_response(text: str, delta: str | None = None, answer: Answer | None = None) -> ChatResponse:
+    """A response to `chat` whose message holds a citation for every passage that was read."""
+    sources = [] if answer is None else answer.sources
+    blocks: list[ContentBlock] = [TextBlock(text=text)]
+    blocks += [
+        CitationBlock(
+            cited_content=TextBlock(text=source.quote),
+            source=source.source or source.document_id,
+            title=source.title,
+            # The framework's type has room for whole numbers only; the scores are in `raw`.
+            additional_location_info={"start": source.start, "end": source.end},
+        )
+        for source in sources
+    ]
+    return _message(blocks, delta, answer)
+
+
+def _message(blocks: list[ContentBlock], delta: str | None, answer: Answer | None) -> ChatResponse:
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks), delta=delta, raw=_raw(answer))
 
 
