@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel support clean
+.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck support clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -39,6 +39,10 @@ wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the re
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	outside=$$(mktemp -d) && $(PIP) install --no-deps --target $$outside dist/*.whl && cd $$outside && \
 		PYTHONPATH=$$outside $(CURDIR)/$(RUN) $(CURDIR)/tests/wheel_smoke.py $$outside
+
+memcheck: $(VENV)/ready  ## kernels under compute-sanitizer, a few shapes each; needs a GPU and the CUDA toolkit
+	compute-sanitizer --tool memcheck --error-exitcode 9 $(RUN) -m pytest -q -x -m gpu tests/ops -k "any_size or any_filling or \
+keys_may_be_views or turns_the_first or every_option or many_parts or only_allowed or arguments_may_be or rows_of_a_batch"
 
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table

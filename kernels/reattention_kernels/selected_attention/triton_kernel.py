@@ -260,7 +260,7 @@ def splits_for(n_programs: int, n_tiles: int, device: torch.device) -> int:
     """Among how many programs each window of `n_tiles` tiles of keys is split."""
     most = max(1, min(n_tiles, MERGED, PROGRAMS_PER_SM * _multiprocessors(device) // n_programs))
     # As many as needed for the longest to be as short as it can be: every part more costs the merge.
-    return triton.cdiv(n_tiles, triton.cdiv(n_tiles, most))
+    return -(-n_tiles // -(-n_tiles // most))
 
 
 @lru_cache
