@@ -111,6 +111,8 @@ def attention(
         _check(keys.shape[2], site.cache)
         query = site.rotation(query, keys.shape[2] - query.shape[2])
         out = attend(query, keys, values, sliding_window=width, **options)
+    elif selection.addresses.dim() == 2:
+        out = _attend_per_row(query, layer, selection.addresses, site, width, options)
     else:
         _check(selection.addresses.shape[2], site.cache)
         out = _attend_per_query(query, layer, selection.addresses, site.rotation, options)
@@ -153,6 +155,26 @@ def _attend_fused(
         interleaved=angles.interleaved,
         sliding_window=width,
         **options,
+    )
+
+
+def _attend_per_row(
+    query: torch.Tensor,
+    layer: ContextLayer,
+    addresses: torch.Tensor,
+    site: Site,
+    width: int | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Each row of a batch reads its own window [B, n] before its tail: [B, H, Q, D]."""
+    keys, values = layer.gather_per_row(addresses)
+    if site.cache is not None:
+        _check(keys.shape[2], site.cache)
+    # Padding stands in front and shifts a row's positions alike, which changes nothing under rotary embeddings.
+    hidden = torch.nn.functional.pad(addresses < 0, (0, layer.n_tail))[:, None, None]
+    start = keys.shape[2] - query.shape[2]
+    return attend(
+        site.rotation(query, start), site.rotation(keys, 0), values, hidden=hidden, sliding_window=width, **options
     )
 
 

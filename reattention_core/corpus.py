@@ -150,12 +150,12 @@ class Corpus:
     def find(self, question: str, k: int = 5, cancelled: Cancelled = lambda: False) -> list[Source]:
         """The passages that a question asks for, most evidence first, without an answer being written.
 
-        Evidence is that of `consensus`. A passage is a page that has some, with the page before and after it, and with other
-        such pages that adjoin.
+        They are ranked as `consensus` ranks them. A passage is a document, or one of a longer document's parts of about 256
+        tokens.
 
         Args:
             question: what is asked.
-            k: passages at most; there are fewer where fewer pages have any evidence.
+            k: passages at most; there are fewer where fewer have any evidence.
             cancelled: asked between forward passes; True stops the search.
 
         Raises:
@@ -168,24 +168,22 @@ class Corpus:
             raise InvalidRequestError(f"k is the number of passages, at least 1, got {k}")
         engine, edition = self._engine, self._asked()
         prompt = build_prompt(engine.tokens, engine.config, question)
-        attachment, needed = engine.attachment, len(prompt.ids) + PAGE
+        attachment, needed = engine.attachment, len(prompt.ids) + 2 * PAGE
         if needed > attachment.window:
             raise ContextTooLongError(
-                f"the question takes {needed} tokens (with the sink), more than the model's window of {attachment.window}: "
+                f"the question takes {needed} tokens (with the sink and a page of documents), more than the model's window of "
+                f"{attachment.window}: "
                 "ask a shorter one",
                 n_tokens=needed,
                 limit=attachment.window,
             )
+        room = max((attachment.window - needed) // PAGE, 1)
         with engine.busy(cancelled):
             asked = edition.question(prompt, cancelled)
-            evidence = Consensus.for_window(attachment.window).evidence(edition.pages, asked, attachment.scaling)
-        order, shares = evidence.argsort(descending=True).tolist(), evidence.tolist()
-        best = [page for page in order if shares[page] > 0]
-        last, found = edition.pages.n_pages - 1, list[Source]()
-        # Neighbours become one passage, so that more pages may be needed than passages.
-        for many in range(k, min(len(best), 8 * k) + 1):
-            pages = sorted({min(max(page + step, 0), last) for page in best[:many] for step in (-1, 0, 1)})
-            found = passages(edition.documents, pages, shares)
+            ranking = Consensus.for_window(attachment.window).rank(edition.pages, asked, attachment.scaling, room)
+        shares, found = ranking.evidence.tolist(), list[Source]()
+        for passage in ranking.order:
+            found += passages(edition.documents, ranking.passages.pages(passage).tolist(), shares)
             if len(found) >= k:
                 break
         return found[:k]
@@ -317,7 +315,8 @@ class Corpus:
             engine.store.save(self.name, state.pages, state.documents, about)
 
     def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
-        return Edition(self._engine.attachment, pages, documents, self._engine.config.cuda_graphs)
+        engine = self._engine
+        return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.heads)
 
     def _rule(self) -> Selector:
         """The rule that new documents are read by: it must sum them up as the others were."""

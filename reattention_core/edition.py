@@ -5,6 +5,7 @@ them, and what belongs to an old edition is freed when its last question ends.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -13,10 +14,11 @@ from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.cache.stitched import Run, stitch
 from reattention_core.documents import Document
 from reattention_core.graphs import Graphs
+from reattention_core.likelihood import likelihood
 from reattention_core.models.attach import Attachment
 from reattention_core.prefill import Cancelled, prefill, running
 from reattention_core.prompts import Prompt
-from reattention_core.select.base import Question
+from reattention_core.select.base import Head, Question
 from reattention_core.select.fixed import Recording, SinkAndLocal
 from reattention_core.sources import ReadDocument
 
@@ -29,6 +31,7 @@ class Edition:
         pages: keys and values; page 0 is the sink's.
         documents: texts and where their tokens lie.
         cuda_graphs: whether passes over the pages may be recorded.
+        heads: gives the model's trusted heads, most trusted first.
 
     Attributes:
         memo: what selection rules worked out once for these pages.
@@ -36,10 +39,16 @@ class Edition:
     """
 
     def __init__(
-        self, attachment: Attachment, pages: Pages, documents: Sequence[ReadDocument], cuda_graphs: bool
+        self,
+        attachment: Attachment,
+        pages: Pages,
+        documents: Sequence[ReadDocument],
+        cuda_graphs: bool,
+        heads: Callable[[], Sequence[Head]],
     ) -> None:
         self._attachment, self.pages, self.documents = attachment, pages, tuple(documents)
-        self.memo: dict[str, list[torch.Tensor]] = {}
+        self.memo: dict[str, Any] = {}
+        self._heads = heads
         self.graphs = Graphs(attachment.shapes, attachment.window, pages, cuda_graphs)
 
     @property
@@ -66,7 +75,12 @@ class Edition:
 
     def question(self, prompt: Prompt, cancelled: Cancelled) -> Question:
         """What a selection rule may know of a question to these documents."""
-        return Question(prompt.ids, prompt.asking, prompt.empty, self.probe(cancelled), self.memo)
+        probe = self.probe(cancelled)
+
+        def listen(passages: Sequence[torch.Tensor]) -> torch.Tensor:
+            return likelihood(self._attachment, self.pages, prompt.listened, prompt.words, passages, cancelled)
+
+        return Question(prompt.ids, prompt.asking, prompt.empty, probe, listen, self._heads, self.memo)
 
 
 def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]) -> tuple[Pages, list[ReadDocument]]:

@@ -20,6 +20,7 @@ from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.errors import CancelledError, EngineClosedError, InvalidConfigError
+from reattention_core.heads import trusted_heads
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
@@ -33,6 +34,7 @@ from reattention_core.prompts import Prompt, encode_prompt, leading
 from reattention_core.reading import How, Mode, read_documents
 from reattention_core.request import Request
 from reattention_core.select import Selector, named
+from reattention_core.select.base import Head
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
@@ -295,6 +297,11 @@ class Engine:
     def shape(self, structure: Structure) -> Shape | None:
         """What holds one answer to a structure; None where nothing is asked of it."""
         return structure.shape(self._grammars, call_syntax(self.tokenizer)) if structure else None
+
+    @cached_property
+    def heads(self) -> list[Head]:
+        """The model's heads that find what a question asks for, most trusted first; the caller has the model."""
+        return trusted_heads(self)
 
     @cached_property
     def _grammars(self) -> Grammars:

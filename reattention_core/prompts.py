@@ -5,7 +5,7 @@ Raw completion, not a chat template: the bundled model answers "Question: …\\n
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reattention_core.chat_template import render_chat
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 NOTHING = "What is it?"
 """The empty question: what every question's form asks of a corpus, to be subtracted from its evidence."""
+
+LISTENED = "\nSearch query:"
+"""What stands between a passage and a question whose likelihood is compared; of seven forms it ranked best on real searches."""
+
+LISTENED_TOKENS = 128
+"""The end of a longer question is compared alone: every passage reads these tokens anew."""
 
 TELL_SCHEMA = "Answer with JSON that follows this schema: "
 """Stands before the schema at the end of the last question."""
@@ -35,11 +41,15 @@ class Prompt:
         ids: earlier turns, then the question.
         asking: which of them are the question.
         empty: the same form with nothing asked.
+        listened: the question behind LISTENED, whose likelihood is compared.
+        words: which of these are the question.
     """
 
     ids: list[int]
     asking: slice
     empty: list[int]
+    listened: Sequence[int] = ()
+    words: slice = field(default_factory=lambda: slice(0, 0))
 
 
 def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, history: Sequence[Turn] = ()) -> Prompt:
@@ -65,7 +75,16 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
         before += tokenizer.encode(turn).ids
     ids = tokenizer.encode(config.question_form.replace("{question}", question.strip())).ids
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
-    return Prompt(before + ids, slice(len(before), len(before) + len(ids)), empty)
+    listened = tokenizer.encode(f"{LISTENED} {question.strip()}")
+    lead = sum(start < len(LISTENED) for start, _ in listened.spans)
+    words = listened.ids[lead:][-LISTENED_TOKENS:]
+    return Prompt(
+        before + ids,
+        slice(len(before), len(before) + len(ids)),
+        empty,
+        listened.ids[:lead] + words,
+        slice(lead, lead + len(words)),
+    )
 
 
 def encode_prompt(

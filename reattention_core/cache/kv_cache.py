@@ -83,6 +83,19 @@ class ContextLayer(CacheLayerMixin):
             torch.cat([page_values.to(values).expand(rows), values], 2),
         )
 
+    def gather_per_row(self, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values at each row's own page addresses [B, n], then its tail: [B, G, n + tail, D] each.
+
+        Negative addresses are padding and give whatever stands first.
+        """
+        assert self.pages is not None, "rows of their own are read from pages"
+        keys, values = self.tail_keys.tokens, self.tail_values.tokens
+        page_keys, page_values = self.pages.gather(self.index, addresses.clamp(min=0))
+        return (
+            torch.cat([page_keys.transpose(0, 1).to(keys), keys], 2),
+            torch.cat([page_values.transpose(0, 1).to(values), values], 2),
+        )
+
     def gather_per_head(self, addresses: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at each query head's own addresses [H, Q, n] (one row): [H, Q, n, D] each.
 

@@ -8,7 +8,7 @@ both (see the README); pass an instance wherever a strategy is named.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -21,8 +21,25 @@ from reattention_kernels import PageTable, page_table
 Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
 """Runs token ids behind the sink alone and returns each layer's un-rotated queries [H, Q, D] of the named tokens."""
 
+Listen = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Log-likelihood [R] float32 of the question's own words behind each of R rows of pages [n] int64, in reading order."""
+
 Rotate = Callable[[torch.Tensor, int], torch.Tensor]
 """A layer's rotation: (x [B, heads, n, D], first position) -> the same shape."""
+
+
+class Head(NamedTuple):
+    """A query head and how far it is trusted.
+
+    Attributes:
+        layer: of the model.
+        head: among the layer's query heads.
+        trust: share of its attention, beyond that of an empty question, that went to the right text when it was examined.
+    """
+
+    layer: int
+    head: int
+    trust: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +47,10 @@ class Selection:
     """What the queries of one layer and chunk may see.
 
     Attributes:
-        addresses: [n] int64, rising: the same earlier tokens for all heads and queries of the chunk. Or [H, Q, n]:
-            each head's and query's own tokens, itself last, rising, padded at the front with -1.
-        tail_from: with shared addresses, the tail's tokens from this one on follow them, causally.
+        addresses: [n] int64, in reading order: the same earlier tokens for all heads and queries of the chunk. Or [B, n]:
+            each row's own, padded at the front with -1. Or [H, Q, n]: each head's and query's own tokens, itself last, rising,
+            padded at the front with -1.
+        tail_from: with addresses [n], the tail's tokens from this one on follow them, causally; with [B, n] the whole tail.
         table: the same tokens as whole pages, where they are: a GPU then reads them where they lie, without a copy.
     """
 
@@ -63,6 +81,8 @@ class Question:
         asking: which of them are the question itself (not history).
         empty: ids of the same prompt form with nothing asked.
         probe: runs a text behind the sink alone; see `Probe`.
+        listen: how likely the question is behind some pages; see `Listen`.
+        heads: the model's heads that find what a question asks for, most trusted first; examined when first asked for.
         memo: kept with the corpus between requests, for what need be worked out only once.
     """
 
@@ -70,7 +90,9 @@ class Question:
     asking: slice
     empty: Sequence[int]
     probe: Probe
-    memo: dict[str, list[torch.Tensor]]
+    listen: Listen
+    heads: Callable[[], Sequence[Head]]
+    memo: dict[str, Any]
 
 
 @dataclass

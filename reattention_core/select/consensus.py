@@ -1,13 +1,14 @@
-"""Consensus: the pages that all layers, heads and question tokens agree on, read alike by every layer.
+"""Consensus: heads recall passages, the model reads the question behind each of the best, and the answer rests on the likeliest.
 
-Our own step beyond the papers. Recall: the question is run behind the sink alone; its un-rotated queries score every
-page of the corpus. A head's gain is the softmax mass it gives a page, less the mass that an empty question gives it; the
-page's evidence is the sum of the gains' squares over all heads, so that heads that know count more than heads that spread.
-Re-read: the answer is written while every layer attends to the best pages. How many pages are read follows the evidence,
-because what a window holds beyond the evidence hurts a small model more than a missing page.
+Our own step beyond the papers, in three stages. Recall: trusted heads say how much the question asks for every page
+(`recall`). Comparison: behind which of the best passages is the question likeliest? By Bayes' rule a passage's score is that
+log-likelihood plus the logarithm of its evidence, and scores become shares. Hops: a further passage is read where the
+question gets much likelier with it, because what a window holds beyond the evidence hurts a small model more than a missing
+page does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -16,27 +17,59 @@ from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import ContextTooLongError
 from reattention_core.select.base import Context, Question, Reader, Selection, Selector
 from reattention_core.select.fixed import Everything, Settled
+from reattention_core.select.passages import Passages
 from reattention_core.select.reattention import ReAttention
-from reattention_kernels import page_evidence
+from reattention_core.select.recall import recall
+
+TEMPERATURE = 3.0
+"""Divides scores before they become shares: a small model's likelihoods are surer than they are right (docs/quality.md)."""
+
+HOP_CANDIDATES = 32
+"""Passages that are tried behind those that are read already."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What a question found.
+
+    Attributes:
+        passages: of the corpus.
+        order: numbers of the passages that were compared, best first.
+        read: numbers of those to read, most important first.
+        evidence: [P] float32, each page's share of all evidence, 0 beyond the compared passages.
+    """
+
+    passages: Passages
+    order: list[int]
+    read: list[int]
+    evidence: torch.Tensor
 
 
 class Consensus(Selector):
-    """Recall by evidence, then re-read.
+    """Recall by trusted heads, comparison by likelihood, then re-read.
 
     Attributes:
-        max_pages: pages of evidence that are read at most, their neighbours not counted.
-        share: a page is read when its evidence is at least this share of the best page's.
-        neighbours: pages before and after a read page, of the same document, that are read with it.
+        heads: how many of the model's heads are trusted in recall.
+        candidates: passages that are compared; 0 ranks by recall alone, which is quicker and finds less.
+        passage: pages of a passage at most; longer documents are cut in equal parts.
+        max_passages: passages that are read at most.
+        share: a passage is read when its share is at least this part of the best one's.
+        gain: a further passage is read when it makes the question likelier by this many nats.
+        neighbours: pages of its document on either side of a passage that are read with it.
     """
 
     name = "consensus"
 
-    max_pages: int = Field(default=4, ge=1)
+    heads: int = Field(default=12, ge=1, le=32)
+    candidates: int = Field(default=100, ge=0)
+    passage: int = Field(default=8, ge=1)
+    max_passages: int = Field(default=4, ge=1)
     share: float = Field(default=0.25, ge=0, le=1)
+    gain: float = Field(default=3.0, ge=0)
     neighbours: int = Field(default=1, ge=0)
 
     def reader(self, context: Context) -> Reader:
-        """A reader for one request: with a corpus, the recall is run here.
+        """A reader for one request: with a corpus, everything up to the re-reading happens here.
 
         A prompt without a corpus is read whole while it fits the window, and by `reattention` beyond it.
 
@@ -56,58 +89,108 @@ class Consensus(Selector):
                 n_tokens=context.tail,
                 limit=context.window,
             )
-        gain = self.evidence(pages, question, context.scaling)
-        return _Reader(pages, gain, self.choose(pages, gain, room))
+        ranking = self.rank(pages, question, context.scaling, room)
+        return _Reader(pages, ranking.evidence, self.choose(ranking, room))
 
-    def evidence(self, pages: Pages, question: Question, scaling: Sequence[float]) -> torch.Tensor:
-        """How much a question asks for every page of the corpus, [P] float32; the sink's page gets none."""
-        if "empty" not in question.memo:
-            unasked = question.probe(question.empty, slice(0, len(question.empty)))
-            question.memo["empty"] = [*_mass(pages, unasked, scaling)]
-        asked = question.probe(question.ids, question.asking)
-        total = torch.zeros(pages.n_pages, device=pages.filled.device)
-        for mass, nothing in zip(_mass(pages, asked, scaling), question.memo["empty"], strict=True):
-            total += (mass - nothing).clamp(min=0).square().sum(0)
-        return total
-
-    def choose(self, pages: Pages, gain: torch.Tensor, room: int) -> torch.Tensor:
-        """Which pages to read.
+    def rank(self, pages: Pages, question: Question, scaling: Sequence[float], room: int) -> Ranking:
+        """Find the passages of a question.
 
         Args:
             pages: the corpus; page 0 is the sink.
-            gain: [P] float32, evidence of every page.
-            room: pages that fit the window.
-
-        Returns:
-            Page numbers [n] int64, rising, n <= room; none where no page has any evidence.
+            question: what is asked.
+            scaling: each layer's factor on q·k.
+            room: pages that may be read at once.
         """
-        best = gain.sort(dim=-1, descending=True, stable=True)
-        strong = int(((best.values > 0) & (best.values >= self.share * best.values[0])).sum())
+        recalled = recall(pages, question, scaling, question.heads()[: self.heads]).cpu()
+        longest = min(self.passage, room)
+        key = f"passages {longest}"
+        if key not in question.memo:
+            question.memo[key] = Passages.cut(pages, longest)
+        passages: Passages = question.memo[key]
+        prior = passages.total(recalled)
+        best = prior.sort(descending=True, stable=True)
+        order = best.indices[best.values > 0][: self.candidates or None]
+        if not len(order):
+            return Ranking(passages, [], [], recalled)
+        score = prior[order].log()
+        read = [0]
+        if self.candidates:
+            heard = question.listen([passages.pages(p) for p in order.tolist()]).cpu()
+            score = score + heard
+            score, read = self._hop(passages, question, order, score, heard, room)
+        close = (score.max() - score <= -TEMPERATURE * torch.tensor(self.share).log()).nonzero().flatten().tolist()
+        read += [one for one in sorted(close, key=lambda one: -float(score[one])) if one not in read]
+        shares = (score / TEMPERATURE).softmax(0)
+        total = torch.zeros(passages.n).index_copy_(0, order, shares)
+        evidence = recalled / prior.clamp(min=1e-30)[passages.of] * total[passages.of]
+        ranked = order[score.sort(descending=True, stable=True).indices]
+        chosen = order[torch.tensor(read[: self.max_passages])]
+        return Ranking(passages, ranked.tolist(), chosen.tolist(), evidence)
+
+    def _hop(
+        self,
+        passages: Passages,
+        question: Question,
+        order: torch.Tensor,
+        score: torch.Tensor,
+        heard: torch.Tensor,
+        room: int,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Try further passages behind those that are read: the scores after the first try, and the candidates to read.
+
+        Args:
+            passages: of the corpus.
+            question: what is asked.
+            order: [C] int64, the candidates' numbers.
+            score: [C] float32.
+            heard: [C] float32, log-likelihood of the question behind each alone.
+            room: pages that may be read at once.
+        """
+        first = int(score.argmax())
+        read, likeliest, after = [first], float(heard[first]), score
+        while len(read) < self.max_passages:
+            before = torch.cat([passages.pages(int(order[one])) for one in read])
+            others = [int(one) for one in score.sort(descending=True, stable=True).indices if int(one) not in read]
+            others = [one for one in others if len(before) + len(passages.pages(int(order[one]))) <= room][
+                :HOP_CANDIDATES
+            ]
+            if not others:
+                break
+            together = question.listen([torch.cat([before, passages.pages(int(order[one]))]) for one in others]).cpu()
+            if len(read) == 1:
+                # What makes the question likelier behind the first passage ranks higher, whether it is read or not.
+                both = together + score[others] - heard[others]
+                lower = both - both.max()
+                after = score + lower.min()
+                after[others] = score[others] + lower
+                after[first] = score[first]
+            best = int(together.argmax())
+            if float(together[best]) - likeliest < self.gain:
+                break
+            read.append(others[best])
+            likeliest = float(together[best])
+        return after, read
+
+    def choose(self, ranking: Ranking, room: int) -> torch.Tensor:
+        """Which pages to read, rising and at most `room`: each passage's strongest first, the most important passage first."""
         chosen: list[int] = []
-        for page in best.indices[: min(strong, self.max_pages)].tolist():
-            first = int(pages.first[page])
-            near = range(max(page - self.neighbours, 0), min(page + self.neighbours + 1, pages.n_pages))
-            wanted = [p for p in near if int(pages.first[p]) == first and p not in chosen]
-            wanted.sort(key=lambda p: abs(p - page))
+        for passage in ranking.read:
+            own = ranking.passages.pages(passage)
+            strongest = int(own[ranking.evidence[own].argmax()])
+            near = ranking.passages.pages(passage, self.neighbours).tolist()
+            wanted = [page for page in near if page not in chosen]
+            wanted.sort(key=lambda page: abs(page - strongest))
             chosen += wanted[: room - len(chosen)]
-        return torch.tensor(sorted(chosen), dtype=torch.int64, device=gain.device)
-
-
-def _mass(pages: Pages, queries: Sequence[torch.Tensor], scaling: Sequence[float]) -> Iterator[torch.Tensor]:
-    """Softmax mass that each layer's queries [H, Q, D] give every page, [H, P] a layer."""
-    filled = pages.filled.clone()
-    filled[0] = 0
-    for layer, query in enumerate(queries):
-        yield page_evidence(query, pages.scan(layer), filled, scaling[layer])
+        return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 
 class _Reader(Settled):
     """The sink and the chosen pages, the same for all layers and all tokens of the answer."""
 
-    def __init__(self, pages: Pages, gain: torch.Tensor, chosen: torch.Tensor) -> None:
-        sink = torch.zeros(1, dtype=torch.int64, device=chosen.device)
-        super().__init__(Selection.of_pages(pages, torch.cat([sink, chosen])))
-        self.evidence, self._chosen = gain, chosen
+    def __init__(self, pages: Pages, evidence: torch.Tensor, chosen: torch.Tensor) -> None:
+        read = torch.cat([torch.zeros(1, dtype=torch.int64), chosen]).to(pages.filled.device)
+        super().__init__(Selection.of_pages(pages, read))
+        self.evidence, self._chosen = evidence, chosen
 
     def cited(self, most: int = 5) -> torch.Tensor:
         return self._chosen

@@ -91,7 +91,7 @@ def test_a_group_is_read_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
         return ingest(self, documents, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Engine, "ingest", counting)
-    rules = [Consensus(), Consensus(max_pages=1), LongHeads.for_window(512)]
+    rules = [Consensus(), Consensus(max_passages=1), LongHeads.for_window(512)]
     for mode, expected in (("independent", [5, 2, 2, 2]), ("joint", [5, 5, 5])):
         corpora = Corpora(engine, GROUP, mode, rules)  # type: ignore[arg-type]
         for rule in rules:

@@ -54,7 +54,7 @@ def lab(engine: Engine) -> Lab:
     ("label", "expected"),
     [
         ("consensus", Consensus()),
-        ("consensus:max_pages=2,share=0.5", Consensus(max_pages=2, share=0.5)),
+        ("consensus:max_passages=2,share=0.5", Consensus(max_passages=2, share=0.5)),
         ("longheads:chunk_size=64", LongHeads.for_window(512).model_copy(update={"chunk_size": 64})),
         ("reattention:top_k=2", ReAttention.for_window(512).model_copy(update={"top_k": 2})),
         ("reattention_core.select.Consensus:neighbours=0", Consensus(neighbours=0)),
@@ -70,9 +70,9 @@ def test_a_selector_and_its_parameters(label: str, expected: Any) -> None:
     ("label", "message"),
     [
         ("consensu", "did you mean 'consensus'"),
-        ("consensus:pages=2", "no parameter 'pages' .*max_pages"),
-        ("consensus:max_pages=0", "max_pages: .*greater than or equal to 1"),
-        ("consensus:max_pages", "written name:first=1"),
+        ("consensus:pages=2", "no parameter 'pages' .*max_passages"),
+        ("consensus:max_passages=0", "max_passages: .*greater than or equal to 1"),
+        ("consensus:max_passages", "written name:first=1"),
         ("bm25:k=0", "k is a number of passages"),
         ("yarn:factor=0.5", "factor is a number from 1"),
         ("closed:k=1", "no parameter 'k' .*none"),

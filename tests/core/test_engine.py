@@ -391,7 +391,7 @@ CORPUS = st.lists(
 @pytest.mark.parametrize("strategy", ["consensus", "reattention"])
 def test_sources_quote_their_documents_and_come_by_falling_score(engine: Engine, strategy: str) -> None:
     rule = (
-        Consensus(max_pages=6)
+        Consensus(max_passages=6)
         if strategy == "consensus"
         else ReAttention(global_size=32, local_size=64, span=8, recall_clip=8, chunk_size=32)
     )
@@ -474,7 +474,7 @@ def test_an_error_in_a_config_names_the_field(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("rule", "field", "value"),
     [
-        (Consensus, "max_pages", 0),
+        (Consensus, "max_passages", 0),
         (Consensus, "share", 1.5),
         (Consensus, "share", float("nan")),
         (Consensus, "neighbours", -1),

@@ -1,0 +1,51 @@
+"""How much a question asks for each page, by the heads that are trusted; knows no passages and chooses nothing.
+
+The question is run behind the sink alone; its un-rotated queries score every page of the corpus. A head's gain is the softmax
+mass it gives a page beyond what an empty question gives it. Few heads of a model look for what a question asks (retrieval
+heads, arXiv 2404.15574; query-focused ones, arXiv 2506.09944), and the others only add noise: each trusted head has one vote,
+as large as its trust, which it divides among the pages by its gains.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from reattention_core.cache.pages import Pages
+from reattention_core.select.base import Head, Question
+from reattention_kernels import page_evidence
+
+
+def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
+    """Evidence of every page, [P] float32; the sink's page has none, and all have none where no head gains anything.
+
+    Args:
+        pages: the corpus.
+        question: what is asked.
+        scaling: each layer's factor on q·k.
+        heads: whose votes count.
+    """
+    key = f"empty {heads}"
+    if key not in question.memo:
+        unasked = question.probe(question.empty, slice(0, len(question.empty)))
+        question.memo[key] = mass(pages, unasked, scaling, heads)
+    asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
+    gain = (asked - question.memo[key]).clamp(min=0)
+    # A head that gains nothing keeps its vote.
+    share = gain / gain.sum(1, keepdim=True).clamp(min=1e-9)
+    trust = torch.tensor([head.trust for head in heads], device=gain.device)
+    evidence: torch.Tensor = trust @ share
+    return evidence
+
+
+def mass(
+    pages: Pages, queries: Sequence[torch.Tensor], scaling: Sequence[float], heads: Sequence[Head]
+) -> torch.Tensor:
+    """Softmax mass that the heads' queries ([H, Q, D] for every layer) give every page: [len(heads), P] float32."""
+    filled = pages.filled.clone()
+    filled[0] = 0
+    rows = torch.empty(len(heads), pages.n_pages, device=filled.device)
+    for layer in sorted({head.layer for head in heads}):
+        own = [number for number, head in enumerate(heads) if head.layer == layer]
+        wanted = [heads[number].head for number in own]
+        rows[own] = page_evidence(queries[layer], pages.scan(layer), filled, scaling[layer], heads=wanted)
+    return rows
