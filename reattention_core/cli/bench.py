@@ -69,7 +69,7 @@ def bench(
 
     \b
     Example:  reattention bench --quick
-              reattention bench niah_single -n 16000 -n 64000 -m consensus -m consensus:max_pages=1 -m full
+              reattention bench niah_single -n 16000 -n 64000 -m consensus -m consensus:max_passages=1 -m full
               reattention bench xquad_en --data ../shared/data --draws 100 -m consensus -m bm25:k=3 -m oracle
     """
     from reattention_bench.case import SPLITS, Size

@@ -83,7 +83,7 @@ def test_no_report(folder: Path, tmp_path: Path) -> None:
     [
         (["passky"], "unknown task 'passky'; did you mean 'passkey'"),
         (["passkey", "-m", "consensu"], "did you mean 'consensus'"),
-        (["passkey", "-m", "consensus:max_pages=0"], "max_pages"),
+        (["passkey", "-m", "consensus:max_passages=0"], "max_passages"),
         (["passkey", "-n", "10"], "at least 64 tokens"),
         (["niah_multivalue", "-n", "70", "--haystack", "noise", "-m", "closed"], "pass a larger --length"),
         (["passkey", "--depth", "1.5"], "a depth runs from 0"),
