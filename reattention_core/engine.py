@@ -77,18 +77,16 @@ class Engine:
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self._lock, self._closed = threading.Lock(), False
-        self.sink = leading(tokenizer) + self.tokens.encode(self.config.sink).ids[:PAGE]
+        self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[:PAGE]
         if len(self.sink) < PAGE:
             raise InvalidConfigError(
                 f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self.sink)}: use a longer text"
             )
-        self.sink = self.sink[:PAGE]
         self._sink_page: Pages | None = None
         self.attachment = Attachment(model)
         quarter = free_bytes(model.device) // 4
         self.prefixes = PrefixTree(Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes))
         self.store = Store(Path(store) if store is not None else home() / "corpora")
-        self._identity: dict[str, str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -140,14 +138,12 @@ class Engine:
         """Tokens the model was trained on: the most that attention looks at at once."""
         return self.attachment.window
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What a saved corpus depends on, field by field: model, tokenizer, sink and type of the cache."""
-        if self._identity is None:
-            sink = hashlib.sha256(str(self.sink).encode()).hexdigest()[:16]
-            own = {"cache_dtype": str(self.cache_dtype).removeprefix("torch."), "sink": sink}
-            self._identity = {**fingerprint(self.attachment.model, self.tokenizer), **own}
-        return self._identity
+        own = {"cache_dtype": str(self.cache_dtype).removeprefix("torch.")}
+        own["sink"] = hashlib.sha256(str(self.sink).encode()).hexdigest()[:16]
+        return fingerprint(self.attachment.model, self.tokenizer) | own
 
     def ingest(
         self,
@@ -300,7 +296,7 @@ class Engine:
 
     @cached_property
     def heads(self) -> list[Head]:
-        """The model's heads that find what a question asks for, most trusted first; the caller has the model."""
+        """The model's heads that find what a question asks for, most trusted first; for who has the model (`busy`)."""
         return trusted_heads(self)
 
     @cached_property

@@ -77,7 +77,8 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
     listened = tokenizer.encode(f"{LISTENED} {question.strip()}")
     lead = sum(start < len(LISTENED) for start, _ in listened.spans)
-    words = listened.ids[lead:][-LISTENED_TOKENS:]
+    # Never longer than the question in its own form: where that fits the window, this does.
+    words = listened.ids[lead:][-min(LISTENED_TOKENS, max(len(ids) - lead, 1)) :]
     return Prompt(
         before + ids,
         slice(len(before), len(before) + len(ids)),

@@ -78,7 +78,8 @@ def test_it_reads_documents_too(engine: Engine) -> None:
     joint = engine.ingest([OLD, NEW], mode="joint", strategy=Newest(), progress=False)
     alone = engine.ingest([OLD, NEW], mode="joint", strategy="reattention", progress=False)
     start = joint.documents[1].start // 32
-    assert torch.equal(joint.pages.keys[0], alone.pages.keys[0]), "the first layer's keys depend on the token alone"
+    # Chunks of other sizes may be multiplied in another order.
+    assert torch.allclose(joint.pages.keys[0], alone.pages.keys[0], atol=1e-5), "the first layer sees the token alone"
     assert not torch.allclose(joint.pages.keys[1][:, start:], alone.pages.keys[1][:, start:])
 
 
