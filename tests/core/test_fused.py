@@ -68,8 +68,9 @@ DOCUMENTS = [f"The {animal} lives in the {place}. " * 12 for animal, place in ((
 @pytest.mark.gpu
 @pytest.mark.parametrize("question", ["Where does the fox live?", "Where? " * 20])
 def test_recorded_passes_write_the_same_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("REATTENTION_KERNELS", "triton")  # otherwise nothing is recorded
     model = model.to("cuda", torch.bfloat16)
     answers, evidence = [], []
     for graphs in (False, True):
