@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reattention_core.documents import Document as Document
     from reattention_core.editing import Changes as Changes
     from reattention_core.engine import Engine as Engine
+    from reattention_core.evidence import Evidence as Evidence
     from reattention_core.select import Consensus as Consensus
     from reattention_core.select import LongHeads as LongHeads
     from reattention_core.select import Reader as Reader
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from reattention_core.select import Selector as Selector
     from reattention_core.sources import Source as Source
     from reattention_core.structured.tools import ToolCall as ToolCall
+    from reattention_core.view import View as View
 
 __version__ = "0.1.0"
 
@@ -37,9 +39,11 @@ _MODULES = {
     "documents": ("Document",),
     "editing": ("Changes",),
     "engine": ("Engine",),
+    "evidence": ("Evidence",),
     "select": ("Consensus", "LongHeads", "ReAttention", "Reader", "Selection", "Selector"),
     "sources": ("Source",),
     "structured.tools": ("ToolCall",),
+    "view": ("View",),
 }
 
 __all__ = sorted(name for names in _MODULES.values() for name in names)

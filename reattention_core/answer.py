@@ -1,11 +1,17 @@
 """What a question gives back: text, sources and a count of what it took; knows no model."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
+from reattention_core.evidence import Evidence
 from reattention_core.sources import Source
 from reattention_core.structured.tools import ToolCall
+
+if TYPE_CHECKING:
+    from reattention_core.view import View
 
 
 class Usage(BaseModel):
@@ -43,15 +49,29 @@ class Answer(BaseModel):
         usage: tokens and times.
         finish_reason: "stop" (a stop string or the end token), "length" (max_new_tokens) or "tool_calls".
         tool_calls: the calls that the model asks for.
+        evidence: how much every page of the corpus was asked for; None without a corpus. It is not part of the answer as JSON.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     text: str
     sources: list[Source]
     usage: Usage
     finish_reason: str
     tool_calls: list[ToolCall] = []
+    evidence: SkipJsonSchema[Evidence | None] = Field(default=None, exclude=True, repr=False)
+
+    def show(self) -> "View":
+        """A page with the answer, the passages in their documents and a map of the corpus.
+
+        The last line of a notebook cell shows it; `answer.show().save("report.html")` writes it, for any browser.
+
+        Raises:
+            InvalidRequestError: the answer does not come from a corpus.
+        """
+        from reattention_core.view import View
+
+        return View.of(self)
 
 
 class AnswerStream:

@@ -43,6 +43,7 @@ class Prompt:
         empty: the same form with nothing asked.
         listened: the question behind LISTENED, whose likelihood is compared.
         words: which of these are the question.
+        question: its text.
     """
 
     ids: list[int]
@@ -50,6 +51,7 @@ class Prompt:
     empty: list[int]
     listened: Sequence[int] = ()
     words: slice = field(default_factory=lambda: slice(0, 0))
+    question: str = ""
 
 
 def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, history: Sequence[Turn] = ()) -> Prompt:
@@ -85,6 +87,7 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
         empty,
         listened.ids[:lead] + words,
         slice(lead, lead + len(words)),
+        question.strip(),
     )
 
 

@@ -11,6 +11,7 @@ from reattention_core.answer import Answer, AnswerStream, Usage
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
 from reattention_core.errors import CancelledError, CapacityError
+from reattention_core.evidence import Evidence
 from reattention_core.generate import Worker, generate
 from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
@@ -77,6 +78,7 @@ class Request:
         yield Answer(
             text="".join(text),
             sources=self._sources(),
+            evidence=self._evidence(),
             finish_reason=self._reason,
             tool_calls=self._calls,
             usage=Usage(
@@ -156,3 +158,17 @@ class Request:
         if self._corpus is None or evidence is None:
             return []
         return passages(self._corpus.documents, self._reader.cited().tolist(), evidence.tolist())
+
+    def _evidence(self) -> Evidence | None:
+        corpus, reader = self._corpus, self._reader
+        if corpus is None:
+            return None
+        return Evidence(
+            question=self._prompt.question,
+            documents=corpus.documents,
+            pages=Evidence.shares(reader.evidence, len(corpus.pages.filled)),
+            read=reader.cited().tolist(),
+            strategy=self._selector.name,
+            model=self._engine.name,
+            corpus_bytes=corpus.pages.nbytes,
+        )

@@ -12,3 +12,4 @@ packages = {path.name for path in outside.iterdir() if path.is_dir() and not pat
 expected = {"reattention_core", "reattention_kernels", "reattention_bench", "langchain_reattention", "llama_index"}
 assert packages == expected, packages
 assert (outside / "bin" / "reattention").exists()
+assert (outside / "reattention_core" / "view" / "page.html.j2").exists()

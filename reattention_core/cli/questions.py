@@ -5,6 +5,7 @@ Nothing that imports torch is imported before a command runs: help must come at 
 # ruff: noqa: D301  # a \b in a docstring keeps the lines of an example apart in the help
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from reattention_core.cli import options
 from reattention_core.cli.chat import converse, piped_questions, typed_questions
 from reattention_core.cli.console import notes, out, show_answer, show_sources, show_timings
 from reattention_core.cli.exits import ending_cleanly
+from reattention_core.errors import InvalidRequestError
 
 
 @ending_cleanly()
@@ -29,23 +31,37 @@ def ask(
     device: options.DeviceOption = None,
     dtype: options.DTypeOption = "auto",
     as_json: options.JsonOption = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Also write a page: the answer, the passages in their documents, a map of all."
+        ),
+    ] = None,
 ) -> None:
     """Answer one question from a corpus, and show the passages that were read for it.
 
     \b
     Example:  reattention ask handbook "How long is the warranty?"
+              reattention ask handbook "Who pays for the return?" --html report.html
     """
     from reattention_core.cli.loading import opened
 
     settings = options.generation(max_new_tokens, temperature, top_p, seed)
+    if html is not None and not html.parent.is_dir():  # before the seconds that loading a model takes
+        raise InvalidRequestError(
+            f"there is no folder {str(html.parent)!r} to write {html.name} to: make it, or name another"
+        )
     with opened(context.obj, name, model, device, dtype) as corpus:
         if as_json:
             answer = corpus.ask(question, strategy=strategy, **settings)
             out.out(answer.model_dump_json(indent=2))
-            return
-        answer = show_answer(corpus.stream(question, strategy=strategy, **settings))
-        show_sources(answer)
-        show_timings(answer)
+        else:
+            answer = show_answer(corpus.stream(question, strategy=strategy, **settings))
+            show_sources(answer)
+            show_timings(answer)
+        if html is not None:
+            answer.show().save(html)
+            notes.print(f"\nwrote {html}", style="dim")
 
 
 @ending_cleanly()

@@ -203,9 +203,30 @@ def test_ask_json_is_the_answer_alone(store: Path, model: Path) -> None:
     assert once == again
 
 
+def test_ask_writes_a_page_beside_what_it_prints(store: Path, model: Path, tmp_path: Path) -> None:
+    asked = [
+        "ask",
+        "handbook",
+        "Who is the manufacturer?",
+        *SMALL,
+        "--model",
+        model,
+        "--html",
+        tmp_path / "report.html",
+    ]
+    done = reattention(store, *asked)
+    assert done.exit_code == 0 and "wrote" in done.stderr
+    assert_plain(done.stdout)
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "Who is the manufacturer?" in page and "</mark>" in page
+    printed = json.loads(reattention(store, *asked, "--json").stdout)
+    assert f"score {printed['sources'][0]['score']:.3f}" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["handbook", "Why?", "--html", "no/such/report.html"], 2, "there is no folder 'no/such'"),
         (["nobook", "Why?"], 1, "there is no corpus 'nobook'"),
         (["nobook", "Why?"], 1, "(there are: handbook)"),
         (["handbook", " "], 2, "error: the question is empty"),
