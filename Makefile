@@ -32,7 +32,7 @@ kernels-bench: $(VENV)/ready  ## every kernel beside the machine's limits and to
 	$(RUN) benchmarks/kernels.py
 
 end-to-end-bench: $(VENV)/ready  ## reading, first token and decoding at growing corpus sizes; needs a GPU
-	REATTENTION_KERNELS=triton $(RUN) benchmarks/end_to_end.py
+	$(RUN) benchmarks/end_to_end.py
 
 wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the repository
 	rm -rf dist

@@ -106,6 +106,10 @@ def attention(
     fused_out = _attend_fused(query, layer, selection, site, width, options)
     if fused_out is not None:
         out = fused_out
+    elif site.cache.held is not None:
+        raise RuntimeError(
+            "a window that is gathered grows in Python's hands, so a recorded pass would read an old one"
+        )
     elif selection.addresses.dim() == 1:
         keys, values = layer.window(selection, site.rotation)
         _check(keys.shape[2], site.cache)
@@ -142,6 +146,8 @@ def _attend_fused(
     angles = site.rotation.angles(query, n)
     if angles is None:
         return None
+    if cache.held is not None:
+        cache.held.append(angles)
     return attend_selected(
         query,
         pages.keys[layer.index],

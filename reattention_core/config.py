@@ -47,7 +47,8 @@ class Config(BaseModel):
         prefix_bytes: memory, on the model's device, for the beginnings of prompts that were read without a corpus, so that the
             next prompt that begins alike need not read them again; when left out, a quarter of what is free when the engine is
             made. 0 keeps nothing.
-        cuda_graphs: on a GPU with REATTENTION_KERNELS=triton, answers over a corpus are written by replaying a recorded pass.
+        cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker;
+            for models whose weights and cached keys are of one type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -103,7 +103,7 @@ class Engine:
         Args:
             model: the bundled `smollm2-135m-instruct`, a hub id, a folder, or the path of a GGUF file.
             device: where to put it; the first GPU when left out, or the CPU without one.
-            dtype: of the weights; `auto` is float32 on a CPU and the checkpoint's own type elsewhere.
+            dtype: of the weights; `auto` is float32 on a CPU, bfloat16 or the checkpoint's other 16-bit type elsewhere.
             store: folder of saved corpora.
             config: fields of `Config`.
 

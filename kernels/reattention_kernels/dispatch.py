@@ -65,16 +65,14 @@ def _dispatched(reference: Callable[Args, Result], module: str) -> Callable[Args
 
 
 def fused(device: torch.device) -> bool:
-    """Whether attention reads pages where they lie, in Triton, and passes may be recorded: only where that is asked for.
-
-    On an H200 answers that were read and written this way were wrong (docs/performance.md), so `auto` gathers windows.
-    """
-    if os.environ.get("REATTENTION_KERNELS", "auto") != "triton":
+    """Whether operations on this device run as Triton kernels, so that a fused one is quicker than its parts in torch."""
+    choice = os.environ.get("REATTENTION_KERNELS", "auto")
+    if choice == "reference" or (choice == "auto" and device.type != "cuda"):
         return False
     try:
         return bool(_kernels("reattention_kernels.selected_attention.triton_kernel", device))
     except NotImplementedError:
-        return True  # the operation itself will say why it cannot run
+        return choice == "triton"  # the operation itself will say why it cannot run
 
 
 def _device(values: Iterable[Any]) -> torch.device:

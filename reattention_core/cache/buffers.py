@@ -92,6 +92,7 @@ class BufferCache(ContextCache):
         most = min(window, len(table.pages) * PAGE + room)
         self.layers = [BufferLayer(i, pages, shape, room, like, position, most) for i, shape in enumerate(shapes)]
         self._counted = count
+        self.held = []
 
     def count(self, layer: ContextLayer) -> torch.Tensor:
         """Tokens of the tail, as the device knows them."""

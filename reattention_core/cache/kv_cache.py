@@ -208,9 +208,11 @@ class ContextCache(Cache):
         widest: tokens of the widest window that attention has looked at so far.
         read: what attention read last.
         stepped: tokens written since by a recorded pass, whose keys and values lie elsewhere (`graphs`).
+        held: what a recorded pass reads beside this cache and must not be freed before it; None for a pass that is run.
     """
 
     layers: list[ContextLayer]  # type: ignore[assignment]
+    held: list[object] | None = None
 
     def __init__(self, n_layers: int, reader: "Reader", window: int, pages: Pages | None = None, room: int = 0) -> None:
         super().__init__(layers=[ContextLayer(index, pages, room) for index in range(n_layers)])

@@ -37,7 +37,8 @@ def load(
     Args:
         model: `smollm2-135m-instruct`, a hub id, a folder, or the path of a GGUF file.
         device: where to put it; the first GPU when left out, or the CPU without one.
-        dtype: of the weights; `auto` is float32 on a CPU and the checkpoint's own type elsewhere.
+        dtype: of the weights; `auto` is float32 on a CPU, and elsewhere the checkpoint's own type, or bfloat16 where that is
+            float32 (a GGUF file's weights are, once they are unpacked).
 
     Raises:
         InvalidConfigError: the device is not there.
@@ -72,6 +73,8 @@ def load(
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise UnsupportedModelError(f"{name}: the checkpoint lacks weights ({missing}, …), which would be random")
+    if dtype == "auto" and place.type != "cpu" and loaded.dtype == torch.float32:
+        loaded = loaded.to(torch.bfloat16)
     return loaded.to(place).eval(), load_tokenizer(model)
 
 

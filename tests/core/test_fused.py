@@ -1,10 +1,13 @@
-"""Pages read where they lie give what a gathered window gives; on a GPU recorded passes give what run ones give."""
+"""Pages read where they lie give what a gathered window gives; on a GPU recorded passes do, too."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reattention_core import Engine
+from reattention_core import Config, Engine
+from reattention_core.cache.buffers import BufferCache
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
@@ -62,25 +65,65 @@ def test_an_unknown_rotation_is_gathered(family: str, monkeypatch: pytest.Monkey
         assert torch.equal(logits(attachment, pages), gathered)
 
 
+@torch.inference_mode()
+def test_a_recorded_pass_does_not_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read the window of its recording for ever: here the pages are of another type than the queries."""
+    monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+    with Attachment(build("llama", FAMILIES["llama"])) as attachment:
+        for kind in (torch.float32, torch.bfloat16):
+            layout = lay_out([40])
+            pages = Pages.allocate(attachment.shapes, layout.first, layout.filled, kind, torch.device("cpu"))
+            selection = Selection.of_pages(pages, torch.tensor([0, 1]))
+            assert selection.table is not None
+            position, count = torch.arange(3), torch.tensor([3], dtype=torch.int32)
+            cache = BufferCache(
+                attachment.shapes,
+                Settled(selection),
+                attachment.window,
+                pages,
+                selection.table,
+                torch.empty(0),
+                32,
+                position,
+                count,
+            )
+            if kind == torch.float32:
+                attachment.model(IDS[:, :3], past_key_values=cache, use_cache=True)
+                assert cache.held, "nothing keeps the angles that the recording reads"
+            else:
+                with pytest.raises(RuntimeError, match="recorded pass"):
+                    attachment.model(IDS[:, :3], past_key_values=cache, use_cache=True)
+
+
 DOCUMENTS = [f"The {animal} lives in the {place}. " * 12 for animal, place in (("fox", "wood"), ("seal", "sea"))]
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("question", ["Where does the fox live?", "Where? " * 20])
-def test_recorded_passes_write_the_same_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, monkeypatch: pytest.MonkeyPatch
+def test_recorded_passes_write_what_gathered_windows_write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    question: str,
+    cache_dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("REATTENTION_KERNELS", "triton")  # otherwise nothing is recorded
-    model = model.to("cuda", torch.bfloat16)
-    answers, evidence = [], []
-    for graphs in (False, True):
-        with Engine(model, tokenizer) as engine:
-            engine.config = engine.config.model_copy(update={"cuda_graphs": graphs, "stop": ()})
+    """Heads are examined, passages recalled and texts written in three ways; weights are float32, so little is rounded."""
+    model = model.to("cuda")
+    answers, evidence, trust = [], [], []
+    for number, (kernels, graphs) in enumerate((("reference", False), ("auto", False), ("auto", True))):
+        monkeypatch.setenv("REATTENTION_KERNELS", kernels)
+        monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / str(number)))
+        with Engine(model, tokenizer, Config(cuda_graphs=graphs, stop=(), cache_dtype=cache_dtype)) as engine:
             corpus = engine.ingest(DOCUMENTS, progress=False)
             for _ in range(3):  # recorded, replayed, replayed
                 answer = corpus.ask(question, max_new_tokens=24, stop=())
                 answers.append(answer.text)
-                evidence.append([(s.document_id, round(s.score, 3)) for s in answer.sources])
+                evidence.append([(s.document_id, round(s.score, 2)) for s in answer.sources])
+            trust.append([head.trust for head in engine.heads])
+    assert trust[1] == pytest.approx(trust[0], abs=1e-3)
+    assert trust[2] == pytest.approx(trust[0], abs=1e-3)
     assert len(set(answers)) == 1, answers
     assert all(found == evidence[0] for found in evidence), evidence
     assert answer.usage.completion_tokens == 24

@@ -63,6 +63,12 @@ def test_weights_are_of_the_type_that_was_asked_for(folder: Path, dtype: str, ki
     assert load(folder, "cpu", dtype)[0].dtype == kind
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_away_from_a_cpu_weights_have_sixteen_bits(folder: Path, kind: str) -> None:
+    edit_json(folder / "config.json", dtype=kind)
+    assert load(folder, "meta")[0].dtype == {"float16": torch.float16, "float32": torch.bfloat16}[kind]
+
+
 def test_an_engine_on_a_folder_answers_as_one_on_the_model(folder: Path, engine: Engine, tmp_path: Path) -> None:
     expected = engine.generate("hello", max_new_tokens=8).text
     with Engine.from_pretrained(folder, store=tmp_path / "s", cache_dtype="float32", max_new_tokens=8) as loaded:
