@@ -47,6 +47,7 @@ class Config(BaseModel):
         prefix_bytes: memory, on the model's device, for the beginnings of prompts that were read without a corpus, so that the
             next prompt that begins alike need not read them again; when left out, a quarter of what is free when the engine is
             made. 0 keeps nothing.
+        max_waiting: requests that may wait for the model at a time; one more is refused.
         cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker;
             for models whose weights and cached keys are of one type.
     """
@@ -62,6 +63,7 @@ class Config(BaseModel):
     reach: int = Field(default=2048, ge=32)
     ingest_tokens: int | None = Field(default=None, ge=32)
     prefix_bytes: int | None = Field(default=None, ge=0)
+    max_waiting: int = Field(default=64, ge=0)
     cuda_graphs: bool = True
 
     @field_validator("question_form")
@@ -83,6 +85,7 @@ class Generation(BaseModel):
         seed: makes sampling repeatable.
         repetition_penalty: above 1, what was already said, or stands in the question, becomes less likely; small models that
             write JSON need about 1.05. The checkpoint's own setting when left out.
+        timeout: seconds that the answer may take, waiting for the model included; any time when left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -93,6 +96,7 @@ class Generation(BaseModel):
     stop: Stop = ()
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     repetition_penalty: float | None = Field(default=None, ge=1, le=2)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 def checked(kind: type[Settings], values: dict[str, Any]) -> Settings:

@@ -106,7 +106,7 @@ class Corpus:
             history: earlier (question, answer) turns, oldest first.
             strategy: a selection rule by name or instance; the engine's when left out.
             schema: JSON schema that the answer's text follows; stop strings then have no effect.
-            generation: fields of `Generation`: max_new_tokens, temperature, top_p, stop, seed.
+            generation: fields of `Generation`: max_new_tokens, temperature, top_p, stop, seed, timeout.
 
         Returns:
             The text, the passages it rests on and what it took.

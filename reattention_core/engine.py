@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from reattention_core.cache.prefix import PrefixTree
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
-from reattention_core.errors import CancelledError, EngineClosedError, InvalidConfigError
+from reattention_core.errors import InvalidConfigError
 from reattention_core.heads import trusted_heads
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
@@ -40,6 +39,7 @@ from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
 from reattention_core.structured.structure import Shape, Structure
 from reattention_core.tokens import PlainTokenizer
+from reattention_core.turns import Turns
 
 Sources = str | Path | Document | Iterable[str | Path | Document]
 
@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A language model with ReAttention's cache and attention.
 
-    Threads may share an engine; its model serves one request at a time, in the order they come.
+    Threads may share an engine; its model serves one request at a time, in the order they come. Long reading
+    gives way between its forward passes; see `Turns`.
 
     Args:
         model: a causal LM in evaluation mode. It is attached: until `close`, plain calls of it go through our attention.
@@ -61,6 +62,7 @@ class Engine:
         name: the model's, as it was asked for.
         sink: the 32 token ids that stand before every document.
         prefixes: beginnings of prompts that were read without a corpus.
+        turns: who has the model, and who waits.
 
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
@@ -76,7 +78,7 @@ class Engine:
         self.config, self.tokenizer = config or Config(), tokenizer
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
-        self._lock, self._closed = threading.Lock(), False
+        self.turns = Turns(self.config.max_waiting)
         self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[:PAGE]
         if len(self.sink) < PAGE:
             raise InvalidConfigError(
@@ -124,14 +126,13 @@ class Engine:
 
     def close(self) -> None:
         """Detach from the model, restoring it exactly; later calls raise `EngineClosedError`."""
-        with self._lock:
-            self._closed = True
+        with self.turns.last():
             self.attachment.detach()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self.turns.closed
 
     @property
     def window(self) -> int:
@@ -180,7 +181,7 @@ class Engine:
             CorpusExistsError: the name is taken.
             CancelledError: `cancelled` said so; nothing is saved.
         """
-        self._check_open()
+        self.turns.check_open()
         if name is not None:
             self.store.check_free(name, replace)
         if mode not in ("independent", "joint"):
@@ -229,7 +230,7 @@ class Engine:
             FingerprintMismatchError: another model read it; the message names the fields that differ.
             CorpusError: its files are damaged, incomplete or too new.
         """
-        self._check_open()
+        self.turns.check_open()
         saved = self.store.load(name, self.identity, self.attachment.model.device)
         return Corpus(self, name, saved.pages, saved.documents, saved.manifest.mode)
 
@@ -313,25 +314,9 @@ class Engine:
             return strategy
         return named(self.config.strategy if strategy is None else strategy, self.window)
 
-    @contextmanager
-    def busy(self, cancelled: Cancelled = lambda: False) -> Iterator[None]:
-        """The model for one request: others wait.
-
-        Raises:
-            EngineClosedError: `close` was called.
-        """
-        while not self._lock.acquire(timeout=0.05):
-            if cancelled():
-                raise CancelledError("cancelled while another request had the model")
-        try:
-            self._check_open()
-            yield
-        finally:
-            self._lock.release()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineClosedError("this engine was closed: make a new one")
+    def busy(self, cancelled: Cancelled = lambda: False) -> AbstractContextManager[Cancelled]:
+        """The model for one piece of work: others wait; see `Turns.turn`."""
+        return self.turns.turn(cancelled)
 
     def sink_page(self, selector: Selector, cancelled: Cancelled) -> Pages:
         """The sink, read: the same for all corpora, unless a rule wants a summary of it. For who has the model (`busy`)."""

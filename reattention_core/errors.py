@@ -16,6 +16,7 @@
             CacheVersionError
             PartialCacheError
         StorageFullError
+        QueueFullError                  waiting, limit
         EngineClosedError
         CancelledError
         AnswerTimeoutError (also a TimeoutError)
@@ -122,6 +123,16 @@ class StorageFullError(ReAttentionError):
     """The disk has no room, or cannot be written; nothing is left half-saved."""
 
 
+class QueueFullError(ReAttentionError):
+    """Too many requests wait for the model; nothing was started."""
+
+    def __init__(self, message: str, *, waiting: int, limit: int) -> None:
+        """Takes the message, how many wait and how many may."""
+        super().__init__(message)
+        self.waiting = waiting
+        self.limit = limit
+
+
 class EngineClosedError(ReAttentionError):
     """The engine was closed, or died of the error this one was raised from."""
 
@@ -131,7 +142,7 @@ class CancelledError(ReAttentionError):
 
 
 class AnswerTimeoutError(ReAttentionError, TimeoutError):
-    """An answer took longer than it was given; the model was stopped."""
+    """An answer took longer than it was given, waiting included; the model was stopped, or never started."""
 
 
 class IncompleteAnswerError(ReAttentionError):

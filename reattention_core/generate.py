@@ -132,6 +132,7 @@ def generate(
     trim: bool = False,
     graphs: Graphs | None = None,
     constraint: Constraint | None = None,
+    between: Cancelled | None = None,
 ) -> tuple[int, str]:
     """Read what a cache does not hold of a prompt, and draw tokens after it.
 
@@ -143,10 +144,11 @@ def generate(
         settings: how to draw.
         chunk: tokens of the prompt that are run at a time.
         emit: called with every piece of text.
-        cancelled: asked between chunks and between tokens.
+        cancelled: asked between tokens, and between chunks where `between` is not given.
         trim: see `TextStream`.
         graphs: recorded passes to draw tokens with, or None to run each.
         constraint: what the tokens must follow.
+        between: asked between chunks; see `Engine.busy`.
 
     Returns:
         How many tokens were drawn, and why it ended: "stop" or "length".
@@ -159,7 +161,7 @@ def generate(
     # The last chunk is left to `generate`, which needs its logits.
     whole = known + (len(ids) - known - 1) // chunk * chunk
     if whole > known:
-        prefill(model, cache, prompt[:, known:whole], chunk, cancelled)
+        prefill(model, cache, prompt[:, known:whole], chunk, between or cancelled)
     for layer in cache.layers:
         # To `generate` the prompt begins here; some models act on how long it is (Phi-3 drops its cache).
         layer.prefilled = whole

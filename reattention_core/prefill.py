@@ -35,11 +35,12 @@ def prefill(
     Raises:
         CancelledError: `cancelled` said so; the cache holds the chunks run so far.
     """
-    with running():
-        done = 0
-        for piece in ids.split(chunk, 1):
-            if cancelled():
-                raise CancelledError("cancelled while reading a prompt")
+    done = 0
+    for piece in ids.split(chunk, 1):
+        # Another request may have the model meanwhile, so nothing of this one may be switched on.
+        if cancelled():
+            raise CancelledError("cancelled while reading a prompt")
+        with running():
             model.base_model(input_ids=piece, past_key_values=cache, use_cache=True)
             done += piece.shape[1]
             report(done, piece.shape[1])

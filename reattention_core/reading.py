@@ -64,9 +64,10 @@ def read_documents(
     encoded = engine.tokens.encode_documents(documents)
     ids = [document.ids for document in encoded]
     with (
-        engine.busy(how.cancelled),
+        engine.busy(how.cancelled) as between,
         reporting(how.progress, sum(map(len, ids))) as report,
         within_memory(),
+        engine.prefixes.fixed(),  # what is free was counted
     ):
         layout = lay_out([len(i) for i in ids])
         at_once = engine.config.ingest_tokens or batch_tokens(engine.attachment)
@@ -87,7 +88,7 @@ def read_documents(
             engine.config.reach,
             at_once,
             report,
-            how.cancelled,
+            between,
         )
         pages = ingest.independent() if how.mode == "independent" else ingest.joint()
     placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reattention_core.answer import Answer, AnswerStream, Usage
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
-from reattention_core.errors import CancelledError, CapacityError
+from reattention_core.errors import AnswerTimeoutError, CancelledError, CapacityError
 from reattention_core.evidence import Evidence
 from reattention_core.generate import Worker, generate
 from reattention_core.memory import within_memory
@@ -69,7 +69,7 @@ class Request:
         """Recall, read and write in a worker thread: pieces of text first, the whole answer last."""
         began = time.perf_counter()
         text, first = [], 0.0
-        with closing(Worker(self._work, self._stop).pieces()) as worker:
+        with closing(Worker(self._in_time, self._stop).pieces()) as worker:
             for piece in worker:
                 first = first or time.perf_counter() - began
                 text.append(piece)
@@ -93,10 +93,23 @@ class Request:
             ),
         )
 
+    def _in_time(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
+        """The work, given up when its time is over."""
+        limit = self._settings.timeout
+        end = None if limit is None else time.perf_counter() + limit
+        try:
+            self._work(emit, lambda: cancelled() or (end is not None and time.perf_counter() > end))
+        except CancelledError as error:
+            if cancelled():
+                raise
+            raise AnswerTimeoutError(
+                f"the answer took longer than its timeout of {limit:g} s: allow more, or fewer tokens"
+            ) from error
+
     def _work(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
         """The whole way, in the worker thread: one request at a time has the model."""
         engine, corpus = self._engine, self._corpus
-        with engine.busy(cancelled):
+        with engine.busy(cancelled) as between:
             attachment, self._started = engine.attachment, time.perf_counter()
             context = Context(
                 window=attachment.window,
@@ -125,6 +138,7 @@ class Request:
                     trim=corpus is not None,
                     graphs=corpus.graphs if corpus is not None else None,
                     constraint=None if self._shape is None else self._shape.constraint,
+                    between=between,
                 )
             if calls is not None:
                 self._calls, self._reason = calls.end(self._reason)

@@ -1,5 +1,6 @@
 """Holds what may be needed again within a budget of bytes, dropping the least recently used; knows not what it is."""
 
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -23,18 +24,21 @@ class Entry(Protocol):
 
 
 class Kept:
-    """Entries by last use. Not safe for threads by itself: its owner has a lock.
+    """Entries by last use. Not safe for threads by itself: whoever calls it holds its lock.
 
     Args:
         limit: bytes that all entries together may take.
 
     Attributes:
         nbytes: bytes that they take.
+        lock: of all who keep things within this budget.
         evictions: entries dropped so far to make room for others.
+        fixed: while above 0 there is no room for more.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.nbytes, self.evictions = limit, 0, 0
+        self.limit, self.nbytes, self.evictions, self.fixed = limit, 0, 0, 0
+        self.lock = threading.RLock()
         self._entries: dict[int, Entry] = {}
 
     def __len__(self) -> int:
@@ -50,7 +54,7 @@ class Kept:
 
     def make_room(self, nbytes: int) -> bool:
         """Drop entries until so many bytes more are within the limit; False, with nothing dropped, where they cannot be."""
-        if nbytes > self.limit:
+        if nbytes > self.limit or self.fixed:
             return False
         return self._shrink(self.limit - nbytes)
 

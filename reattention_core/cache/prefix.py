@@ -6,8 +6,8 @@ recently used first, a run that others continue only after them.
 """
 
 import hashlib
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -67,7 +67,6 @@ class PrefixTree:
     def __init__(self, kept: Kept) -> None:
         self.kept, self.hits, self.misses = kept, 0, 0
         self._places: dict[bytes, _Page] = {}
-        self._lock = threading.Lock()
 
     @torch.inference_mode()
     def take(self, way: str, ids: Sequence[int], step: int, cache: ContextCache) -> int:
@@ -82,7 +81,7 @@ class PrefixTree:
         Returns:
             How many tokens it now holds.
         """
-        with self._lock:
+        with self.kept.lock:
             pages = self._match(way, ids[:-1])
             n = len(pages) * PAGE // step * step
             self.hits, self.misses = self.hits + (n > 0), self.misses + (n == 0)
@@ -102,7 +101,7 @@ class PrefixTree:
             cache: of one row.
         """
         n = min(len(ids), *(layer.n_tail for layer in cache.layers)) // step * step
-        with self._lock:
+        with self.kept.lock:
             pages = self._match(way, ids[:n])
             new = self._new(pages[-1] if pages else way, _pages(ids[len(pages) * PAGE : n]))
             before, first = pages[-1] if pages else None, len(pages) * PAGE
@@ -117,9 +116,20 @@ class PrefixTree:
                 run.pages, before = part, part[-1]
                 self.kept.add(run)
 
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Inside, nothing is added to the budget's memory."""
+        with self.kept.lock:
+            self.kept.fixed += 1
+        try:
+            yield
+        finally:
+            with self.kept.lock:
+                self.kept.fixed -= 1
+
     def release(self, nbytes: int | None = None) -> None:
         """Forget what takes so many bytes, or everything."""
-        with self._lock:
+        with self.kept.lock:
             self.kept.release(self.kept.nbytes if nbytes is None else nbytes)
 
     def _match(self, way: str, ids: Sequence[int]) -> list[_Page]:

@@ -1,7 +1,6 @@
 """A framework's conversation as the engine's answer, also without blocking an event loop; knows no framework's types."""
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from reattention_core.answer import Answer, AnswerStream
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
-from reattention_core.errors import AnswerTimeoutError, CancelledError, InvalidConfigError, InvalidRequestError
+from reattention_core.errors import AnswerTimeoutError, InvalidConfigError, InvalidRequestError
 from reattention_core.prompts import Turn
 
 CAPACITY = 1_000_000
@@ -89,39 +88,16 @@ def start(
     return corpus.stream(question, history=history, **{**settings, "stop": stop})
 
 
-def within(
-    stream: AnswerStream, seconds: float | None, too_late: type[AnswerTimeoutError] = AnswerTimeoutError
-) -> AnswerStream:
-    """The same answer, stopped when it takes too long, from the first piece that is asked for to the last.
-
-    Args:
-        stream: the answer.
-        seconds: that it may take; None for any time.
-        too_late: raised by the stream in place of a further piece.
-    """
-    if seconds is None:
-        return stream
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        stream.cancel()
+def in_words_of(stream: AnswerStream, too_late: type[AnswerTimeoutError]) -> AnswerStream:
+    """The same answer; where it takes too long, `too_late` is raised in place of the engine's own error."""
 
     def pieces() -> Iterator[str | Answer]:
-        timer = threading.Timer(seconds, stop)
-        timer.daemon = True
-        timer.start()
         try:
             yield from stream
             yield stream.answer
-        except CancelledError:
-            if not late.is_set():
-                raise
-            raise too_late(
-                f"the answer took longer than its timeout of {seconds:g} s: allow more, or fewer tokens"
-            ) from None
+        except AnswerTimeoutError as error:
+            raise too_late(str(error)) from error
         finally:
-            timer.cancel()
             stream.close()
 
     return AnswerStream(pieces(), stream.cancel)

@@ -13,7 +13,7 @@ from reattention_core.config import Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
 from reattention_core.errors import AnswerTimeoutError, ContextTooLongError, InvalidConfigError
-from reattention_core.frameworks.conversation import CAPACITY, Message, generation, start, within
+from reattention_core.frameworks.conversation import CAPACITY, Message, generation, in_words_of, start
 from reattention_core.frameworks.shared import loaded_engine, shared_corpus, shared_engine, shared_tokenizer
 from reattention_core.memory import prompt_tokens
 from reattention_core.models.loading import BUNDLED
@@ -121,9 +121,9 @@ class Answering(Located):
             structure: what the answer is held to.
             model: another one, for this call.
         """
-        settings, engine = generation(self, given), self._engine(model)
+        settings, engine = {**generation(self, given), "timeout": self.timeout}, self._engine(model)
         try:
             stream = start(engine, self._corpus(engine), asked, settings, structure, self.context_window)
         except ContextTooLongError as error:
             raise self.too_long(str(error), n_tokens=error.n_tokens, limit=error.limit) from error
-        return within(stream, self.timeout, self.too_late)
+        return in_words_of(stream, self.too_late)
