@@ -66,6 +66,7 @@ class Corpus:
         self.skipped = tuple(skipped)
         self.selector, self._editing = selector, threading.Lock()
         self.edition = self._edition(pages, documents)
+        engine.tally.opened(self)
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self.documents)} documents, {self.n_tokens:,} tokens)"

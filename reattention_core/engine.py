@@ -34,6 +34,7 @@ from reattention_core.reading import How, Mode, read_documents
 from reattention_core.request import Request
 from reattention_core.select import Selector, named
 from reattention_core.select.base import Head
+from reattention_core.stats import Stats, Tally, measured
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
@@ -63,6 +64,8 @@ class Engine:
         sink: the 32 token ids that stand before every document.
         prefixes: beginnings of prompts that were read without a corpus.
         turns: who has the model, and who waits.
+        tally: what was done so far.
+        folder: of saved corpora.
 
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
@@ -78,7 +81,7 @@ class Engine:
         self.config, self.tokenizer = config or Config(), tokenizer
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
-        self.turns = Turns(self.config.max_waiting)
+        self.turns, self.tally = Turns(self.config.max_waiting), Tally()
         self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[:PAGE]
         if len(self.sink) < PAGE:
             raise InvalidConfigError(
@@ -88,7 +91,8 @@ class Engine:
         self.attachment = Attachment(model)
         quarter = free_bytes(model.device) // 4
         self.prefixes = PrefixTree(Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes))
-        self.store = Store(Path(store) if store is not None else home() / "corpora")
+        self.folder = Path(store) if store is not None else home() / "corpora"
+        self.store = Store(self.folder)
 
     @classmethod
     def from_pretrained(
@@ -290,6 +294,10 @@ class Engine:
         shape = self.shape(structure)
         prepared = Prompt(ids, slice(0, 0), [])
         return Request(self, prepared, settings, self.selector(strategy), shape=shape).stream()
+
+    def stats(self) -> Stats:
+        """What the engine holds, who waits for the model, and what was done so far."""
+        return measured(self)
 
     def shape(self, structure: Structure) -> Shape | None:
         """What holds one answer to a structure; None where nothing is asked of it."""

@@ -91,5 +91,6 @@ def read_documents(
             between,
         )
         pages = ingest.independent() if how.mode == "independent" else ingest.joint()
+    engine.tally.add(read=sum(map(len, ids)))
     placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]
     return pages, placed

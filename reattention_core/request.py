@@ -74,7 +74,7 @@ class Request:
                 first = first or time.perf_counter() - began
                 text.append(piece)
                 yield piece
-        seconds = time.perf_counter() - began
+        seconds, (read, cached) = time.perf_counter() - began, self._tokens()
         yield Answer(
             text="".join(text),
             sources=self._sources(),
@@ -82,8 +82,8 @@ class Request:
             finish_reason=self._reason,
             tool_calls=self._calls,
             usage=Usage(
-                prompt_tokens=len(self._prompt.ids) - self._known,
-                cached_tokens=self._known if self._corpus is None else self._corpus.n_tokens,
+                prompt_tokens=read,
+                cached_tokens=cached,
                 window_tokens=self._cache.widest,
                 completion_tokens=self._drawn,
                 recall_seconds=self._recalled - self._started,
@@ -94,17 +94,35 @@ class Request:
         )
 
     def _in_time(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
-        """The work, given up when its time is over."""
-        limit = self._settings.timeout
-        end = None if limit is None else time.perf_counter() + limit
+        """The work, given up when its time is over, and counted."""
+        tally, limit, began, first = self._engine.tally, self._settings.timeout, time.perf_counter(), 0.0
+
+        def timed(piece: str) -> None:
+            nonlocal first
+            first = first or time.perf_counter() - began
+            emit(piece)
+
         try:
-            self._work(emit, lambda: cancelled() or (end is not None and time.perf_counter() > end))
+            self._work(timed, lambda: cancelled() or (limit is not None and time.perf_counter() > began + limit))
+            seconds, (read, cached) = time.perf_counter() - began, self._tokens()
+            tally.add(
+                answered=1, seconds=seconds, first=first or seconds, read=read, cached=cached, written=self._drawn
+            )
         except CancelledError as error:
+            tally.add(**{"cancelled" if cancelled() else "late": 1})
             if cancelled():
                 raise
             raise AnswerTimeoutError(
                 f"the answer took longer than its timeout of {limit:g} s: allow more, or fewer tokens"
             ) from error
+        except BaseException:
+            tally.add(failed=1)
+            raise
+
+    def _tokens(self) -> tuple[int, int]:
+        """Tokens that were run before the first one was drawn, and tokens that were taken from what was read before."""
+        cached = self._known if self._corpus is None else self._corpus.n_tokens
+        return len(self._prompt.ids) - self._known, cached
 
     def _work(self, emit: Callable[[str], None], cancelled: Cancelled) -> None:
         """The whole way, in the worker thread: one request at a time has the model."""

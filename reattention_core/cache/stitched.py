@@ -46,6 +46,11 @@ def stitch(runs: Sequence[Run]) -> Pages:
     return StitchedPages(runs)
 
 
+def underlying(pages: Pages) -> list[Pages]:
+    """The pages that hold the memory of some pages: themselves, or what they are made of."""
+    return [run.pages for run in _flat(Run(pages, 0, pages.n_pages))]
+
+
 def _flat(run: Run) -> list[Run]:
     """A run of stitched pages as runs of what those are made of."""
     if not isinstance(run.pages, StitchedPages):
