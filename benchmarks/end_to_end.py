@@ -35,6 +35,7 @@ from reattention_core.config import checked
 from reattention_core.errors import ReAttentionError
 from reattention_core.memory import free_bytes
 from reattention_core.models.loading import BUNDLED, load, load_tokenizer
+from reattention_core.store.about import About
 
 QUESTIONS = (
     "What did the author work on before college?",
@@ -136,10 +137,10 @@ class Run:
         if corpus.nbytes > self._save_bytes:
             add(EAGER, size, "save", None, note="not run: beyond --save-gb; asked as it was read")
             return corpus
-        about = {"model": engine.name, "mode": corpus.mode, "fingerprint": engine.identity}
         try:
             began = time.perf_counter()
-            engine.store.save(NAME, corpus.pages, corpus.documents, about)
+            with engine.store.draft(NAME, About(engine.name, corpus.mode, engine.identity), replace=True) as draft:
+                draft.publish(corpus.pages, corpus.documents)
             add(EAGER, size, "save", since(began), "s")
         except ReAttentionError as error:
             self._table.failed(EAGER, size, "save", error)

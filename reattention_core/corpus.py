@@ -17,14 +17,15 @@ from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
 from reattention_core.prompts import Turn, build_prompt
-from reattention_core.reading import How, Mode, read_documents
+from reattention_core.reading import How, Mode, drafted, obtain
 from reattention_core.request import Request
-from reattention_core.select import Consensus, LongHeads, Selector
+from reattention_core.select import Consensus, Selector
 from reattention_core.sources import ReadDocument, Source, passages
 from reattention_core.structured.structure import Structure
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
+    from reattention_core.store.draft import Draft
 
 
 class Corpus:
@@ -44,12 +45,12 @@ class Corpus:
         documents: texts and where their tokens lie.
         mode: "independent" or "joint".
         skipped: files that could not be read.
-        selector: the rule it was read by; one that its summaries need when left out.
+        selector: the rule it was read by, which matters where documents are summed up.
+        generation: that is saved under the name.
 
     Attributes:
         edition: the documents and pages as they are now; never changed, but replaced by an edit.
         skipped: files that could not be read and are not in it.
-        selector: the rule it was read by, where that is known.
     """
 
     def __init__(
@@ -61,12 +62,31 @@ class Corpus:
         mode: Mode,
         skipped: Sequence[UnreadableDocumentError] = (),
         selector: Selector | None = None,
+        generation: int | None = None,
     ) -> None:
         self._engine, self.name, self.mode = engine, name, mode
         self.skipped = tuple(skipped)
-        self.selector, self._editing = selector, threading.Lock()
+        self._selector, self._editing, self._generation = selector, threading.Lock(), generation
         self.edition = self._edition(pages, documents)
         engine.tally.opened(self)
+
+    @classmethod
+    def made(
+        cls,
+        engine: "Engine",
+        name: str | None,
+        how: How,
+        pages: Pages,
+        documents: Sequence[ReadDocument],
+        draft: "Draft | None",
+        skipped: Sequence[UnreadableDocumentError] = (),
+    ) -> "Corpus":
+        """A corpus of documents that were just read, published if there is a draft."""
+        generation = None
+        if draft is not None:
+            manifest, documents = draft.publish(pages, documents)
+            generation = manifest.generation
+        return cls(engine, name, pages, documents, how.mode, skipped, how.selector, generation)
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self.documents)} documents, {self.n_tokens:,} tokens)"
@@ -284,47 +304,38 @@ class Corpus:
             changes = replace(plan.changes, skipped=tuple(skipped))
             if [(p.document, p.kept) for p in plan.documents] == [(d.document, n) for n, d in enumerate(old.documents)]:
                 return changes
-            part, read = old.pages, iter(list[ReadDocument]())
-            if fresh:
-                how = How("independent", self._rule(), progress, cancelled)
-                part, documents = read_documents(engine, fresh, how, old.pages.before(1))
-                read = iter(documents)
-            with within_memory():
+            how = How("independent", self.rule(), progress, cancelled)
+            with drafted(engine, self.name, how, self._generation) as draft, within_memory():
+                got = iter(obtain(engine, fresh, how, draft, old.pages)[1] if fresh else ())
                 pages, placed = assembled(
                     old.pages,
                     [
-                        (p.document, next(read), part)
-                        if p.kept is None
-                        else (p.document, old.documents[p.kept], old.pages)
+                        next(got) if p.kept is None else (p.document, old.documents[p.kept], old.pages)
                         for p in plan.documents
                     ],
                 )
-            edition = self._edition(pages, placed)
-            self.save(edition)
-            self.edition = edition
+                if draft is not None:
+                    manifest, placed = draft.publish(pages, placed)
+                    self._generation = manifest.generation
+            self.edition = self._edition(pages, placed)
             return changes
-
-    def save(self, edition: Edition | None = None) -> None:
-        """Publish the documents as they are now under the corpus's name, if it has one; see `Store.save`.
-
-        Args:
-            edition: another state of the corpus, to be published instead.
-        """
-        if self.name is not None:
-            engine, state = self._engine, edition or self.edition
-            about = {"model": engine.name, "mode": self.mode, "fingerprint": engine.identity}
-            engine.store.save(self.name, state.pages, state.documents, about)
 
     def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
         engine = self._engine
         return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.heads)
 
-    def _rule(self) -> Selector:
-        """The rule that new documents are read by: it must sum them up as the others were."""
-        size = self.pages.summary_size
-        if self.selector is not None and self.selector.summary_size == size:
-            return self.selector
-        return LongHeads(chunk_size=size, attention_length=4 * size) if size else Consensus()
+    def rule(self) -> Selector:
+        """The rule that more documents are read by: it must sum them up as the others were.
+
+        Raises:
+            InvalidRequestError: it was one of your own, in another process.
+        """
+        size, selector = self.pages.summary_size, self._selector
+        if selector is None and size:
+            raise InvalidRequestError(
+                "this corpus was read by a rule of your own that sums up chunks of documents: to add more, ingest it anew with it"
+            )
+        return selector or Consensus()
 
     def _asked(self) -> Edition:
         """The edition that a question now reads."""

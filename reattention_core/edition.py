@@ -94,6 +94,6 @@ def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]
     for document, read, pages in parts:
         first, many = read.start // PAGE, pages_for(read.n_tokens)
         runs.append(Run(pages, first, first + many))
-        documents.append(ReadDocument(document, read.spans, at * PAGE))
+        documents.append(ReadDocument(document, read.spans, at * PAGE, read.saved))
         at += many
     return stitch(runs), documents

@@ -18,6 +18,7 @@ from reattention_core.cache.prefix import PrefixTree
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
+from reattention_core.edition import assembled
 from reattention_core.errors import InvalidConfigError
 from reattention_core.heads import trusted_heads
 from reattention_core.home import home
@@ -27,10 +28,11 @@ from reattention_core.memory import check_prompt, free_bytes
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
+from reattention_core.opening import opened
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
 from reattention_core.prompts import Prompt, encode_prompt, leading
-from reattention_core.reading import How, Mode, read_documents
+from reattention_core.reading import How, Mode, drafted, obtain
 from reattention_core.request import Request
 from reattention_core.select import Selector, named
 from reattention_core.select.base import Head
@@ -183,7 +185,8 @@ class Engine:
             UnreadableDocumentError: with `strict`, a file cannot be read.
             CapacityError: it would not fit the memory, said before the first token is read.
             CorpusExistsError: the name is taken.
-            CancelledError: `cancelled` said so; nothing is saved.
+            CancelledError: `cancelled` said so. Documents that were saved by then are not read again by a next ingest of that
+                name; so it is when an ingest is broken off in any other way.
         """
         self.turns.check_open()
         if name is not None:
@@ -195,15 +198,9 @@ class Engine:
         for error in skipped:
             logger.warning("left out: %s", error)
         how = How(mode, selector, progress, cancelled)
-
-        def check_room(needed: int) -> None:
-            if name is not None:
-                self.store.check_room(name, needed)
-
-        pages, read = read_documents(self, texts, how, check_room=check_room)
-        corpus = Corpus(self, name, pages, read, mode, skipped, selector)
-        corpus.save()
-        return corpus
+        with drafted(self, name, how, replace=replace) as draft:
+            pages, read = assembled(*obtain(self, texts, how, draft))
+            return Corpus.made(self, name, how, pages, read, draft, skipped)
 
     def join(self, *corpora: str | Corpus, name: str | None = None, replace: bool = False) -> Corpus:
         """The documents of several corpora as one, in their order; none is read again, and what several have is taken once.
@@ -222,9 +219,9 @@ class Engine:
             self.store.check_free(name, replace)
         opened = [self.open(corpus) if isinstance(corpus, str) else corpus for corpus in corpora]
         pages, documents = joined(opened)
-        corpus = Corpus(self, name, pages, documents, "independent", selector=opened[0].selector)
-        corpus.save()
-        return corpus
+        how = How("independent", opened[0].rule())
+        with drafted(self, name, how, replace=replace) as draft:
+            return Corpus.made(self, name, how, pages, documents, draft)
 
     def open(self, name: str) -> Corpus:
         """A saved corpus, without reading its documents again.
@@ -235,8 +232,7 @@ class Engine:
             CorpusError: its files are damaged, incomplete or too new.
         """
         self.turns.check_open()
-        saved = self.store.load(name, self.identity, self.attachment.model.device)
-        return Corpus(self, name, saved.pages, saved.documents, saved.manifest.mode)
+        return opened(self, name)
 
     def generate(
         self,

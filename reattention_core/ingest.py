@@ -18,6 +18,9 @@ from reattention_core.prefill import Cancelled, prefill
 from reattention_core.select.base import Context, Reader, Selector
 from reattention_core.select.fixed import Everything, Recording, SinkAndLocal
 
+GROUP = 4
+"""Full forward passes after which what was read is made durable; fewer would sort less by length and pad more."""
+
 
 class Ingest:
     """One reading of documents into pages.
@@ -68,12 +71,35 @@ class Ingest:
         self._run([0], self._places, Everything(), None, PAGE)
         return self.pages
 
-    def independent(self) -> Pages:
+    def independent(self, finished: Callable[[int, int], None] | None = None) -> Pages:
         """Read every document alone behind the sink.
+
+        Args:
+            finished: called with documents first..stop-1 when they have been read, so that they can be made durable; with
+                it, they are read in groups of a few forward passes.
 
         Raises:
             CancelledError: between two forward passes.
         """
+        n, first = len(self._layout.lengths), 0
+        while first < n:
+            stop = n if finished is None else self._group(first)
+            self._read_group(range(first, stop))
+            if finished is not None:
+                finished(first, stop)
+            first = stop
+        return self.pages
+
+    def _group(self, first: int) -> int:
+        """The document behind the last one of a group that begins with a document."""
+        tokens, stop = 0, first
+        while stop < len(self._layout.lengths) and tokens < GROUP * self._batch_tokens:
+            tokens += self._layout.lengths[stop]
+            stop += 1
+        return stop
+
+    def _read_group(self, numbers: Sequence[int]) -> None:
+        """Read some documents, those of about the same length in one batch."""
         lengths, half = self._layout.lengths, max(self._reach // 2, 1)
         sink = self.pages.before(1)
         # The same attention either way: a GPU is quicker with one pass, a CPU with two whose masks are smaller.
@@ -83,7 +109,7 @@ class Ingest:
             at_once = places.is_cuda and lengths[numbers[-1]] <= self._reach
             self._run(numbers, places, whole if at_once else halves, sink, self._reach if at_once else half)
 
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        order = sorted(numbers, key=lengths.__getitem__)
         places = self._places[:, torch.tensor(order, device=self._places.device)]
         begin = 0
         for end, number in enumerate(order):
@@ -91,7 +117,6 @@ class Ingest:
                 read(order[begin:end], places[:, begin:end])
                 begin = end
         read(order[begin:], places[:, begin:])
-        return self.pages
 
     def joint(self) -> Pages:
         """Read the documents one after another, each seeing the earlier ones as the selector says.

@@ -1,21 +1,26 @@
-"""Reads documents with an engine's model, whatever becomes of them; knows no names, files or edits."""
+"""Gets documents as an engine's model reads them: from where they are kept, or by reading them; knows no names and no edits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
+from reattention_core.cache.stitched import onto
 from reattention_core.documents import Document
+from reattention_core.edition import assembled
 from reattention_core.ingest import Ingest
 from reattention_core.memory import batch_tokens, plan, within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress, reporting
-from reattention_core.select import Consensus, ReAttention, Selector
+from reattention_core.select import Consensus, LongHeads, ReAttention, Selector
 from reattention_core.sources import ReadDocument
+from reattention_core.store.about import About
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
+    from reattention_core.store.draft import Draft
 
 Mode = Literal["independent", "joint"]
 
@@ -36,40 +41,99 @@ class How:
     progress: bool | Progress = True
     cancelled: Cancelled = lambda: False
 
+    @property
+    def rule(self) -> str:
+        """The rule that sums up chunks of documents, or ""."""
+        size = self.selector.summary_size
+        return f"{self.selector.name}-{size}" if size else ""
+
+
+def drafted(
+    engine: "Engine", name: str | None, how: How, base: int | None = None, replace: bool = False
+) -> "AbstractContextManager[Draft | None]":
+    """What makes documents durable while they are read; nothing without a name.
+
+    Args:
+        engine: in whose store.
+        name: of the corpus.
+        how: the way its documents are read.
+        base: the generation that is edited; None for a new corpus.
+        replace: whether a corpus of that name may be there.
+    """
+    if name is None:
+        return nullcontext()
+    way = repr(how.selector) if how.mode == "joint" else f"reach {engine.config.reach}"
+    return engine.store.draft(name, About(engine.name, how.mode, engine.identity, how.rule, way), base, replace)
+
+
+Part = tuple[Document, ReadDocument, Pages]
+"""A document as it is called, as it was read, and the pages it lies in."""
+
+
+def obtain(
+    engine: "Engine", documents: Sequence[Document], how: How, draft: "Draft | None" = None, sink: Pages | None = None
+) -> tuple[Pages, list[Part]]:
+    """Documents as the model reads them: those that the draft's store has are taken from there, the others are read.
+
+    Args:
+        engine: whose model reads.
+        documents: at least one.
+        how: the way to read them.
+        draft: makes what is read durable as it is read, where there is one.
+        sink: pages that begin with the sink's; the engine's when left out.
+
+    Returns:
+        Pages that begin with the sink's, and a part for each document.
+
+    Raises:
+        CapacityError: they would not fit the memory, said before the first token is read.
+        StorageFullError: they would not fit the disk, likewise, or it cannot be written.
+        CancelledError: `how.cancelled` said so.
+    """
+    found: dict[int, Part] = {}
+    if draft is not None and how.mode == "independent":
+        known = draft.find(documents)
+        found = {n: (documents[n], *part) for n, part in enumerate(known) if part is not None}
+    if found:
+        pages, read = assembled(next(iter(found.values()))[2], found.values())
+        with within_memory():
+            device = engine.attachment.model.device
+            pages = pages if device.type == "cpu" else onto(pages, device)
+        sink = sink or pages
+        found = {n: (documents[n], one, pages) for n, one in zip(found, read, strict=True)}
+    fresh = [document for number, document in enumerate(documents) if number not in found]
+    if fresh:
+        pages, read = read_documents(engine, fresh, how, sink and sink.before(1), draft)
+        sink, rest = sink or pages, iter(read)
+        parts = [found[n] if n in found else (documents[n], next(rest), pages) for n in range(len(documents))]
+    else:
+        parts = [found[n] for n in range(len(documents))]
+    assert sink is not None
+    return sink, parts
+
 
 def read_documents(
     engine: "Engine",
     documents: Sequence[Document],
     how: How,
     sink: Pages | None = None,
-    check_room: Callable[[int], None] = lambda needed: None,
+    draft: "Draft | None" = None,
 ) -> tuple[Pages, list[ReadDocument]]:
-    """Read documents into pages of their own, behind the sink.
-
-    Args:
-        engine: whose model reads.
-        documents: at least one.
-        how: the way to read them.
-        sink: pages that begin with the sink's; the engine's when left out.
-        check_room: told the bytes of the pages before the first token is read; refuses by raising.
-
-    Raises:
-        CapacityError: they would not fit the memory, said before the first token is read.
-        CancelledError: `how.cancelled` said so.
-    """
+    """Read documents into pages of their own, behind the sink; arguments and errors as for `obtain`."""
     selector = how.selector
     if how.mode == "joint" and isinstance(selector, Consensus):
         # Consensus is a rule for questions; a streaming prefill asks none.
         selector = ReAttention.for_window(engine.window)
     encoded = engine.tokens.encode_documents(documents)
     ids = [document.ids for document in encoded]
+    layout = lay_out([len(i) for i in ids])
+    placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]
     with (
         engine.busy(how.cancelled) as between,
         reporting(how.progress, sum(map(len, ids))) as report,
         within_memory(),
         engine.prefixes.fixed(),  # what is free was counted
     ):
-        layout = lay_out([len(i) for i in ids])
         at_once = engine.config.ingest_tokens or batch_tokens(engine.attachment)
         needs = engine.attachment, layout, engine.cache_dtype, at_once, how.mode == "joint"
         memory = plan(*needs)
@@ -77,7 +141,8 @@ def read_documents(
             engine.prefixes.release(memory.lacking)
             memory = plan(*needs)
         memory.check()
-        check_room(memory.pages)
+        if draft is not None:
+            draft.check_room(memory.pages)
         ingest = Ingest(
             engine.attachment,
             engine.sink_page(selector, how.cancelled) if sink is None else sink,
@@ -90,7 +155,18 @@ def read_documents(
             report,
             between,
         )
-        pages = ingest.independent() if how.mode == "independent" else ingest.joint()
+
+        def finished(first: int, stop: int) -> None:
+            assert draft is not None
+            placed[first:stop] = draft.write(ingest.pages, placed[first:stop])
+
+        pages = ingest.joint() if how.mode == "joint" else ingest.independent(finished if draft else None)
     engine.tally.add(read=sum(map(len, ids)))
-    placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]
     return pages, placed
+
+
+def summing_rule(rule: str, size: int) -> Selector | None:
+    """The rule of this library that summed up a saved corpus in chunks of a size; None where there is none, or it is not ours."""
+    if size and rule == f"{LongHeads.name}-{size}":
+        return LongHeads(chunk_size=size, attention_length=4 * size)
+    return None

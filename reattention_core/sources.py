@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -38,6 +39,14 @@ class Source(BaseModel):
     quote: str
 
 
+class Saved(NamedTuple):
+    """Where a read document lies on disk: which of a pack's segments it is, and the segment's key."""
+
+    pack: str
+    number: int
+    key: str
+
+
 @dataclass(frozen=True, eq=False)
 class ReadDocument:
     """A document in a corpus: its text, its tokens' places in it, and where its pages begin.
@@ -46,11 +55,13 @@ class ReadDocument:
         document: text, title and origin.
         spans: [n, 2] int32, characters of the text that each token covers; (-1, -1) for title and closing.
         start: address of its first token.
+        saved: where it lies on disk, if it does.
     """
 
     document: Document
     spans: torch.Tensor
     start: int
+    saved: Saved | None = None
 
     @property
     def n_tokens(self) -> int:

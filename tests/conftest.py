@@ -29,6 +29,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def model() -> PreTrainedModel:
+    return tiny_model()
+
+
+def tiny_model() -> PreTrainedModel:
     """Two layers, four heads over two key-value heads, trained window 512; large weights, so that attention is sharp."""
     torch.manual_seed(7)
     config = LlamaConfig(

@@ -177,9 +177,17 @@ class Pages:
             self.summary_size,
         )
 
+    def read(self, layer: int, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of pages first..stop-1, [G, n, T, D] each, as views of the same storage."""
+        return self.keys[layer][:, first:stop], self.values[layer][:, first:stop]
+
     def scan(self, layer: int) -> torch.Tensor:
         """All keys of a layer for scoring, [G, P, T, D]; slots beyond `filled` hold nothing."""
-        return self.keys[layer]
+        return self.scan_part(layer, 0, self.n_pages)
+
+    def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """Keys of pages first..stop-1 alone, [G, n, T, D]."""
+        return self.keys[layer][:, first:stop]
 
     def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""

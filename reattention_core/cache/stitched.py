@@ -110,18 +110,31 @@ def _whole(pages: Pages) -> Run:
 
 def _copied(runs: Sequence[Run]) -> Pages:
     """Runs in tensors of their own, one a layer."""
-    n_layers, first = runs[0].pages.n_layers, runs[0].pages
+    return onto(StitchedPages(runs), runs[0].pages.filled.device)
 
-    def together(tensors: Callable[[Pages], Sequence[torch.Tensor]], layer: int) -> torch.Tensor:
-        return torch.cat([tensors(run.pages)[layer][:, run.first : run.stop] for run in runs], 1)
 
-    return Pages(
-        [together(lambda p: p.keys, layer) for layer in range(n_layers)],
-        [together(lambda p: p.values, layer) for layer in range(n_layers)],
-        *_tables(runs),
-        _summaries(runs),
-        first.summary_size,
-    )
+def onto(pages: Pages, device: torch.device) -> Pages:
+    """Pages in tensors of their own on a device, one a layer, whatever they are made of.
+
+    Args:
+        pages: on this device, or on a CPU.
+        device: where they are wanted.
+    """
+    runs = pages.runs if isinstance(pages, StitchedPages) else (Run(pages, 0, pages.n_pages),)
+    keys, values = [], []
+    for layer in range(pages.n_layers):
+        found: list[torch.Tensor] = []
+        at = 0
+        for run in runs:
+            read = run.pages.read(layer, run.first, run.stop)
+            found = found or [t.new_empty(t.shape[0], pages.n_pages, *t.shape[2:], device=device) for t in read]
+            for own, part in zip(found, read, strict=True):
+                own[:, at : at + run.n_pages] = part
+            at += run.n_pages
+        keys.append(found[0])
+        values.append(found[1])
+    summaries = [summary.to(device) for summary in pages.summaries]
+    return Pages(keys, values, pages.filled.to(device), pages.first.to(device), summaries, pages.summary_size)
 
 
 def _tables(runs: Sequence[Run]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,9 +175,8 @@ class StitchedPages(Pages):
         for run in runs:
             self._at.append(self._at[-1] + run.n_pages)
         source = runs[0].pages
-        keys, values = _Layers(self, lambda pages: pages.keys), _Layers(self, lambda pages: pages.values)
         super().__init__([], [], *_tables(runs), _summaries(runs), source.summary_size)
-        self.keys, self.values = keys, values
+        self.keys, self.values = _Layers(self.runs, 0), _Layers(self.runs, 1)
 
     @property
     def n_layers(self) -> int:
@@ -188,8 +200,16 @@ class StitchedPages(Pages):
 
     def scan(self, layer: int) -> torch.Tensor:
         """All keys of a layer for scoring, [G, P, T, D]: a copy where there are several runs."""
-        parts = [run.pages.scan(layer)[:, run.first : run.stop] for run in self.runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return _together([run.pages.scan_part(layer, run.first, run.stop) for run in self.runs])
+
+    def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """Keys of pages first..stop-1 alone, [G, n, T, D]."""
+        return self.part(first, stop).scan(layer)
+
+    def read(self, layer: int, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of pages first..stop-1, [G, n, T, D] each: a copy where there are several runs."""
+        found = [run.pages.read(layer, run.first, run.stop) for run in _flat(Run(self, first, stop))]
+        return _together([pair[0] for pair in found]), _together([pair[1] for pair in found])
 
     def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""
@@ -234,14 +254,20 @@ class StitchedPages(Pages):
 
 
 class _Layers(Sequence[torch.Tensor]):
-    """Keys or values by layer [G, P, T, D], copied together when they are asked for."""
+    """Keys (0) or values (1) by layer [G, P, T, D], put together when they are asked for."""
 
-    def __init__(self, stitched: StitchedPages, of: Callable[[Pages], Sequence[torch.Tensor]]) -> None:
-        self._runs, self._of = stitched.runs, of
+    def __init__(self, runs: Sequence[Run], which: int) -> None:
+        self._runs, self._which = runs, which
 
     def __len__(self) -> int:
         return self._runs[0].pages.n_layers
 
     def __getitem__(self, layer: int) -> torch.Tensor:  # type: ignore[override]
-        parts = [self._of(run.pages)[layer][:, run.first : run.stop] for run in self._runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if not 0 <= layer < len(self):
+            raise IndexError(layer)
+        return _together([run.pages.read(layer, run.first, run.stop)[self._which] for run in self._runs])
+
+
+def _together(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Parts [G, n, T, D] as one, without a copy where there is only one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)

@@ -126,7 +126,7 @@ def _about(store: "Store", name: str) -> dict[str, Any]:
         "name": name,
         "documents": len(manifest.documents),
         "tokens": sum(document.n_tokens for document in manifest.documents),
-        "bytes": sum(manifest.bytes.values()),
+        "bytes": manifest.size,
         "mode": manifest.mode,
         "model": manifest.model,
     }

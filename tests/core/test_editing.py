@@ -21,6 +21,7 @@ from reattention_core.errors import (
     InvalidRequestError,
     StorageFullError,
 )
+from reattention_core.store.draft import Draft
 
 WORDS = ("warranty", "device", "manufacturer", "period", "assistant", "cache", "token", "quick", "brown", "fox")
 QUESTION = "What is the warranty period?"
@@ -305,11 +306,11 @@ def test_an_edit_that_fails_leaves_memory_and_disk_as_they_were(
         raise StorageFullError("no space left")
 
     with monkeypatch.context() as broken:
-        broken.setattr(engine.store, "save", full)
+        broken.setattr(Draft, "publish", full)
         with pytest.raises(StorageFullError):
             corpus.add(document(9), progress=False)
     with pytest.raises(CancelledError):
-        corpus.add(document(9), progress=False, cancelled=lambda: True)
+        corpus.add(document(10), progress=False, cancelled=lambda: True)
     assert corpus.edition is before
     assert same(corpus.ask(QUESTION), expected)
     assert same(engine.open("c").ask(QUESTION), expected)
