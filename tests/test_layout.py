@@ -10,7 +10,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "folder", ["kernels", "integrations", "integrations/llama_index", "integrations/llama_index/llms", "cookbooks"]
+    "folder",
+    [
+        "kernels",
+        "integrations",
+        "integrations/llama_index",
+        "integrations/llama_index/llms",
+        "integrations/llama_index/indices",
+        "cookbooks",
+    ],
 )
 def test_source_roots_are_no_packages(folder: str) -> None:
     assert (ROOT / folder).is_dir()

@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 outside = Path(sys.argv[1]).resolve()
-for name in ("reattention_core.engine", "reattention_kernels", "langchain_reattention", "llama_index.llms.reattention"):
+for name in (
+    "reattention_core.engine",
+    "reattention_kernels",
+    "langchain_reattention",
+    "llama_index.llms.reattention",
+    "llama_index.indices.reattention",
+):
     found = Path(str(importlib.import_module(name).__file__)).resolve()
     assert outside in found.parents, f"{name} came from {found}"
 packages = {path.name for path in outside.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")} - {"bin"}

@@ -1,6 +1,5 @@
 """A LangChain retriever over a saved corpus: passages by the model's own attention; knows no vectors."""
 
-import asyncio
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -9,7 +8,9 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
 from reattention_core import Source
+from reattention_core.frameworks.conversation import stoppable
 from reattention_core.frameworks.model import Located
+from reattention_core.prefill import Cancelled
 
 
 class ReAttentionRetriever(Located, BaseRetriever):
@@ -38,16 +39,21 @@ class ReAttentionRetriever(Located, BaseRetriever):
     k: int = Field(default=4, ge=1)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun | None = None, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun | None = None,
+        k: int | None = None,
+        cancelled: Cancelled = lambda: False,
     ) -> list[Document]:
         corpus = self._corpus(self._engine())
         assert corpus is not None, "its name is required"
-        return [_document(source) for source in corpus.find(query, self.k if k is None else k)]
+        return [_document(source) for source in corpus.find(query, self.k if k is None else k, cancelled)]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun | None = None, **given: Any
     ) -> list[Document]:
-        return await asyncio.to_thread(self._get_relevant_documents, query, **given)
+        return await stoppable(lambda stop: self._get_relevant_documents(query, **given, cancelled=stop))
 
 
 def _document(source: Source) -> Document:

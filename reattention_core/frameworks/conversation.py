@@ -1,14 +1,16 @@
 """A framework's conversation as the engine's answer, also without blocking an event loop; knows no framework's types."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from reattention_core.answer import Answer, AnswerStream
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
 from reattention_core.errors import AnswerTimeoutError, InvalidConfigError, InvalidRequestError
+from reattention_core.prefill import Cancelled
 from reattention_core.prompts import Turn
 
 CAPACITY = 1_000_000
@@ -22,6 +24,8 @@ CALL_SETTINGS = ("temperature", "top_p", "max_tokens", "stop", "seed", "repetiti
 
 STRUCTURE = ("tools", "tool_choice", "parallel_tool_calls", "schema")
 """What an answer may be held to; see `Engine.generate`."""
+
+Result = TypeVar("Result")
 
 Message = dict[str, Any]
 """A message as `Engine.generate` takes it: {"role": …, "content": text}, and what belongs to calls of tools."""
@@ -130,6 +134,19 @@ async def afinish(stream: AnswerStream) -> Answer:
         async for _ in pieces:
             pass
     return stream.answer
+
+
+async def stoppable(call: Callable[[Cancelled], Result]) -> Result:
+    """What a call gives, run in a thread so that the event loop stays free; cancelling the task stops the model.
+
+    Args:
+        call: takes what says whether it shall stop, as `Corpus.find` and `Corpus.add` do.
+    """
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(call, stop.is_set)
+    finally:
+        stop.set()
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:

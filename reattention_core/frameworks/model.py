@@ -35,6 +35,7 @@ class Located(BaseModel):
         description="A ready engine, in place of the settings of one.",
     )
     _opened: Corpus | None = PrivateAttr(default=None)
+    _bound: Corpus | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -59,8 +60,16 @@ class Located(BaseModel):
             return self.engine
         return shared_engine(model or self.model, self.device, self.dtype, getattr(self, "strategy", None))
 
+    def over(self, corpus: Corpus) -> Self:
+        """The same, over an open corpus, which may have no name."""
+        other = self.model_copy()
+        other._bound = corpus
+        return other
+
     def _corpus(self, engine: Engine) -> Corpus | None:
         """The corpus, if there is one."""
+        if self._bound is not None:
+            return self._bound
         # Held from here on, or the next question would open it again.
         self._opened = None if self.corpus is None else shared_corpus(engine, self.corpus)
         return self._opened

@@ -1,6 +1,7 @@
 """What the tests of every framework use: a saved corpus, the model slowed down and counted, an event loop watched."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
@@ -20,6 +21,13 @@ def notes(engine: Engine) -> str:
     return "notes"
 
 
+@pytest.fixture
+def left_open_here() -> Iterator[None]:
+    """Has the memory of a chat or an agent, which leaves a database open, complain in its own test."""
+    yield
+    gc.collect()
+
+
 class Steps:
     """Counts the model's forward passes and makes each take `delay` seconds."""
 
@@ -34,7 +42,8 @@ class Steps:
 @pytest.fixture
 def steps(engine: Engine) -> Iterator[Steps]:
     steps = Steps()
-    hook = engine.attachment.model.register_forward_pre_hook(steps)
+    # Reading documents runs no output layer.
+    hook = engine.attachment.model.base_model.register_forward_pre_hook(steps)
     yield steps
     hook.remove()
 

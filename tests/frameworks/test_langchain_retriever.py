@@ -1,5 +1,6 @@
 """LangChain: the retriever and the tool made of it, with LangChain's own suites, over a tiny random model."""
 
+import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from langchain_reattention import ReAttentionRetriever
 from reattention_core import Document, Engine
 from reattention_core.errors import ContextTooLongError, CorpusNotFoundError, EmptyPromptError, InvalidRequestError
 from reattention_core.frameworks.shared import shared_engine
+from tests.frameworks.conftest import Steps, stopped
 
 QUESTION = "What does the fox do?"
 
@@ -118,6 +120,18 @@ def test_what_cannot_be_found(retriever_of_foxes: ReAttentionRetriever, engine: 
         retriever_of_foxes.invoke("fox " * 600)
     with pytest.raises(CorpusNotFoundError, match="foxes"):
         ReAttentionRetriever(corpus="nothing", engine=engine).invoke(QUESTION)
+
+
+async def test_cancelling_a_search_stops_the_model(retriever_of_foxes: ReAttentionRetriever, steps: Steps) -> None:
+    retriever_of_foxes.invoke(QUESTION)
+    steps.count, steps.delay = 0, 0.05
+    task = asyncio.create_task(retriever_of_foxes.ainvoke(QUESTION))
+    while not steps.count:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await stopped(steps)
 
 
 def test_the_bundled_model_finds_the_passage() -> None:

@@ -1,6 +1,5 @@
 """LlamaIndex: tools, structured prediction, agents and engines, over a tiny model that a script leads."""
 
-import gc
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -31,19 +30,13 @@ from tests.frameworks.conftest import Steps, watched
 from tests.scripted import Script, call, scripted
 
 pytestmark = [
+    pytest.mark.usefixtures("left_open_here"),
     # The framework's own use of pydantic, and the memory of its agents, which leaves a database open.
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Connection.__del__:pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def left_open_here() -> Iterator[None]:
-    """Has what an agent left behind complain in its own test."""
-    yield
-    gc.collect()
 
 
 ASKED = [ChatMessage(role="user", content="Go.")]

@@ -78,6 +78,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Any) -> None:
     ("package", "needs", "extra"),
     [
         ("llama_index.llms.reattention", "llama_index.core.base.llms.types", "llama-index"),
+        ("llama_index.indices.reattention", "llama_index.core.indices.base", "llama-index"),
         ("langchain_reattention", "langchain_core.callbacks", "langchain"),
         ("langchain_reattention.middleware", "langchain.agents.middleware", "agents"),
     ],
