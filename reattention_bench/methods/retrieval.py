@@ -7,6 +7,7 @@ the model can use them.
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class Bm25(Ranker):
     """See the top of this file."""
 
     def __init__(self) -> None:
+        # bm25s takes JAX where it is installed, which would reserve three quarters of a GPU that the model needs.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self._bm25s = need("bm25s", "bm25s", "bench")
         self._tokens: dict[str, list[str]] = {}
         self._key: tuple[int, ...] = ()
