@@ -257,6 +257,45 @@ def test_a_cache_tells_corpora_and_settings_apart(engine: Engine, notes: str) ->
     assert set(with_notes._identifying_params) >= {"model", "corpus", "strategy", "temperature", "stop", "seed"}
 
 
+async def test_a_cache_serves_async_calls_and_streams_are_not_kept(chat: ChatReAttention, steps: Steps) -> None:
+    cached = ChatReAttention(engine=chat.engine, max_tokens=12, cache=InMemoryCache())
+    first = await cached.ainvoke("fox")
+    assert first.content == chat.invoke("fox").content
+    steps.count = 0
+    assert (await cached.ainvoke("fox")).content == cached.invoke("fox").content == first.content
+    assert steps.count == 0, "the model is not asked again"
+    assert "".join(chunk.content for chunk in cached.stream("fox")) == first.content and steps.count > 0
+
+
+@pytest.mark.parametrize("when", ["on_chat_model_start", "on_llm_new_token", "on_llm_end"])
+async def test_a_callback_that_raises(chat: ChatReAttention, steps: Steps, when: str) -> None:
+    class Failing(BaseCallbackHandler):
+        def __init__(self, raise_error: bool) -> None:
+            self.raise_error = raise_error
+
+        def __getattribute__(self, name: str) -> Any:
+            return fail if name == when else super().__getattribute__(name)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("in the callback")
+
+    steps.delay = 0.01
+    for raises in (False, True):
+        config: Any = {"callbacks": [Failing(raises)]}
+        ways = [lambda c=config: list(chat.stream("fox", c)), lambda c=config: chat.invoke("fox", c)]
+        for way in ways[: 1 if when == "on_llm_new_token" else 2]:
+            if raises:
+                with pytest.raises(ZeroDivisionError, match="in the callback"):
+                    way()
+            else:
+                assert way(), "who only watches does no harm"
+        if raises:
+            with pytest.raises(ZeroDivisionError, match="in the callback"):
+                [chunk async for chunk in chat.astream("fox", config)]
+            assert await stopped(steps)
+    assert chat.invoke("fox").content, "the model is free again"
+
+
 def test_what_the_framework_asks_about_the_model(chat: ChatReAttention, engine: Engine) -> None:
     params = chat._get_ls_params(stop=["x"])
     assert (params["ls_provider"], params["ls_model_name"], params["ls_model_type"]) == ("reattention", "llama", "chat")

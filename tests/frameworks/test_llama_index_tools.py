@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core import Document, MockEmbedding, SummaryIndex, VectorStoreIndex
+from llama_index.core import Document, SummaryIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import (
     CacheControl,
@@ -18,11 +18,12 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.query_engine import CustomQueryEngine, RouterQueryEngine, SubQuestionQueryEngine
+from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from pydantic import BaseModel, Field
 
+from llama_index.indices.reattention import ReAttentionIndex
 from llama_index.llms.reattention import ReAttentionLLM
 from reattention_core import Engine
 from reattention_core.errors import IncompleteAnswerError, InvalidConfigError
@@ -229,49 +230,55 @@ async def test_agent_workflow(llm: ReAttentionLLM, says: Script) -> None:
     assert "drawn at 7" in [str(one.tool_output) for one in response.tool_calls]
 
 
-class Fixed(CustomQueryEngine):
-    answer: str
-
-    def custom_query(self, query_str: str) -> str:
-        return f"{self.answer} ({query_str})"
-
-
-def engines() -> list[QueryEngineTool]:
+@pytest.fixture
+def engines(llm: ReAttentionLLM) -> list[QueryEngineTool]:
+    """Two corpora as tools."""
+    texts = {"foxes": "The fox runs and jumps. " * 4, "dogs": "The dog sleeps all day. " * 4}
     return [
-        QueryEngineTool.from_defaults(Fixed(answer=name), name=name, description=f"Knows {name}.")
-        for name in ("foxes", "dogs")
+        QueryEngineTool.from_defaults(
+            ReAttentionIndex.from_documents([Document(text=text, id_=name)], llm=llm).as_query_engine(),
+            name=name,
+            description=f"Knows {name}.",
+        )
+        for name, text in texts.items()
     ]
 
 
-async def test_query_engine_tool(llm: ReAttentionLLM, says: Script) -> None:
-    agent = FunctionAgent(tools=engines(), llm=llm)
-    says(call("dogs", '{"input": "Who sleeps?"}'), "The dog.")
+async def test_query_engine_tool(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
+    agent = FunctionAgent(tools=engines, llm=llm)
+    says(call("dogs", '{"input": "Who sleeps?"}'), "It sleeps.", "The dog.")
     response = await agent.run(user_msg="Who sleeps?")
     assert str(response) == "The dog."
-    assert str(response.tool_calls[0].tool_output) == "dogs (Who sleeps?)"
+    output = response.tool_calls[0].tool_output
+    assert str(output) == "It sleeps."
+    assert [found.node.ref_doc_id for found in output.raw_output.source_nodes] == ["dogs"]
 
 
-def test_router_query_engine(llm: ReAttentionLLM, says: Script) -> None:
-    router = RouterQueryEngine.from_defaults(engines(), llm=llm)
-    says(call("SingleSelection", '{"index": 2, "reason": "dogs"}'))
-    assert str(router.query("Who sleeps?")) == "dogs (Who sleeps?)"
+def test_router_query_engine(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
+    router = RouterQueryEngine.from_defaults(engines, llm=llm)
+    says(call("SingleSelection", '{"index": 2, "reason": "dogs"}'), "The dog.")
+    response = router.query("Who sleeps?")
+    assert str(response) == "The dog."
+    assert [found.node.ref_doc_id for found in response.source_nodes] == ["dogs"]
 
 
-def test_sub_question_query_engine(llm: ReAttentionLLM, says: Script) -> None:
+def test_sub_question_query_engine(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
     generator = LLMQuestionGenerator.from_defaults(llm=llm)
     asker = SubQuestionQueryEngine.from_defaults(
-        engines(), llm=llm, question_gen=generator, use_async=False, verbose=False
+        engines, llm=llm, question_gen=generator, use_async=False, verbose=False
     )
     questions = [
         {"sub_question": "Who runs?", "tool_name": "foxes"},
         {"sub_question": "Who sleeps?", "tool_name": "dogs"},
     ]
-    says("```json\n" + json.dumps({"items": questions}) + "\n```", "Foxes run, dogs sleep.")
+    says("```json\n" + json.dumps({"items": questions}) + "\n```", "The fox.", "The dog.", "Foxes run, dogs sleep.")
     response = asker.query("Who does what?")
     assert str(response) == "Foxes run, dogs sleep."
-    assert [node.text for node in response.source_nodes] == [
-        "Sub question: Who runs?\nResponse: foxes (Who runs?)",
-        "Sub question: Who sleeps?\nResponse: dogs (Who sleeps?)",
+    assert [found.node.ref_doc_id or found.text for found in response.source_nodes] == [
+        "Sub question: Who runs?\nResponse: The fox.",
+        "Sub question: Who sleeps?\nResponse: The dog.",
+        "foxes",
+        "dogs",
     ]
 
 
@@ -284,10 +291,11 @@ def test_summary_index_puts_all_into_one_call(llm: ReAttentionLLM, says: Script)
 
 
 def test_condense_plus_context_chat_engine(llm: ReAttentionLLM, says: Script) -> None:
-    index = VectorStoreIndex.from_documents([Document(text="The fox jumps.")], embed_model=MockEmbedding(embed_dim=4))
+    index = ReAttentionIndex.from_documents([Document(text="The fox jumps over the dog. " * 4, id_="a")], llm=llm)
     chat = CondensePlusContextChatEngine.from_defaults(index.as_retriever(), llm=llm)
     says("It jumps.")
-    assert str(chat.chat("What does the fox do?")) == "It jumps."
+    response = chat.chat("What does the fox do?")
+    assert (str(response), response.source_nodes[0].node.ref_doc_id) == ("It jumps.", "a")
     says("Why does the fox jump?", "For joy.")
     assert str(chat.chat("Why?")) == "For joy."
     says("Once more: why?", "For joy.")
