@@ -35,6 +35,7 @@ def added(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return whole
 
 
+@pytest.mark.shows("answers, whole and streamed, also asynchronous")
 async def test_all_ways_of_asking_give_the_same_answer(chat: ChatReAttention) -> None:
     message = chat.invoke(ASKED)
     assert message.content
@@ -48,6 +49,7 @@ async def test_all_ways_of_asking_give_the_same_answer(chat: ChatReAttention) ->
         assert [bool(chunk.usage_metadata) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
+@pytest.mark.shows("usage and cached tokens")
 def test_what_comes_with_an_answer(chat: ChatReAttention) -> None:
     message = chat.invoke(ASKED)
     assert message.response_metadata == {
@@ -63,6 +65,7 @@ def test_what_comes_with_an_answer(chat: ChatReAttention) -> None:
     assert usage["input_token_details"] == {"cache_read": 0, "cache_creation": 0}
 
 
+@pytest.mark.shows("callbacks, instrumentation, events")
 async def test_new_tokens_reach_callbacks_once(chat: ChatReAttention) -> None:
     class Tokens(BaseCallbackHandler):
         def __init__(self) -> None:
@@ -85,6 +88,7 @@ async def test_new_tokens_reach_callbacks_once(chat: ChatReAttention) -> None:
     assert "".join(parts) == text
 
 
+@pytest.mark.shows("chains", "many at once, batches")
 async def test_in_a_chain_and_in_batches(chat: ChatReAttention) -> None:
     chain = ChatPromptTemplate([("system", "Be brief."), ("human", "{question}")]) | chat | StrOutputParser()
     questions = [{"question": f"What does fox {i} do?"} for i in range(8)]
@@ -95,6 +99,7 @@ async def test_in_a_chain_and_in_batches(chat: ChatReAttention) -> None:
     assert "".join(chain.stream(questions[0])) == alone[0]
 
 
+@pytest.mark.shows("settings of an instance and of a call, stop strings")
 async def test_call_settings(chat: ChatReAttention) -> None:
     text = chat.invoke("fox").content
     assert isinstance(text, str)
@@ -115,6 +120,7 @@ async def test_call_settings(chat: ChatReAttention) -> None:
     assert message.usage_metadata["output_tokens"] == 3
 
 
+@pytest.mark.shows("arguments that would have no effect are refused")
 async def test_unknown_settings_are_named(chat: ChatReAttention, engine: Engine) -> None:
     with pytest.raises(InvalidConfigError, match=r"functions, n \(allowed: temperature, top_p"):
         chat.invoke("fox", functions=[{}], n=2)
@@ -129,6 +135,7 @@ async def test_unknown_settings_are_named(chat: ChatReAttention, engine: Engine)
         ChatReAttention(engine=engine, strategy="longheads")
 
 
+@pytest.mark.shows("messages and blocks, also those of other models")
 def test_messages_that_cannot_be_read(chat: ChatReAttention) -> None:
     with pytest.raises(InvalidRequestError, match=r"no call before it waits for the id '1'"):
         chat.invoke([*ASKED, ToolMessage("4", tool_call_id="1")])
@@ -140,6 +147,7 @@ def test_messages_that_cannot_be_read(chat: ChatReAttention) -> None:
         chat.invoke("")
 
 
+@pytest.mark.shows("messages and blocks, also those of other models")
 def test_text_blocks_and_neighbouring_messages_are_joined(chat: ChatReAttention, engine: Engine) -> None:
     messages = [
         SystemMessage("Be brief."),
@@ -159,6 +167,7 @@ def test_text_blocks_and_neighbouring_messages_are_joined(chat: ChatReAttention,
     assert chat.invoke(messages).content == engine.generate(plain, max_new_tokens=12).text
 
 
+@pytest.mark.shows("the event loop is never blocked")
 async def test_async_calls_leave_the_loop_free(chat: ChatReAttention, steps: Steps) -> None:
     async def astream() -> str:
         return "".join([chunk.content async for chunk in chat.astream("fox")])
@@ -169,6 +178,7 @@ async def test_async_calls_leave_the_loop_free(chat: ChatReAttention, steps: Ste
         assert ticks > 15, "12 tokens take 240 ms"
 
 
+@pytest.mark.shows("errors of the model")
 async def test_an_error_of_the_model_reaches_the_caller(chat: ChatReAttention, engine: Engine) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("in the model")
@@ -186,6 +196,7 @@ async def test_an_error_of_the_model_reaches_the_caller(chat: ChatReAttention, e
     assert chat.invoke("fox").content
 
 
+@pytest.mark.shows("closing and cancelling stop the model")
 async def test_leaving_a_stream_stops_the_model(chat: ChatReAttention, steps: Steps) -> None:
     steps.delay = 0.02
     chunks = chat.stream("fox", max_tokens=200)
@@ -198,6 +209,7 @@ async def test_leaving_a_stream_stops_the_model(chat: ChatReAttention, steps: St
     assert await stopped(steps)
 
 
+@pytest.mark.shows("closing and cancelling stop the model")
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_cancelling_a_task_stops_the_model(chat: ChatReAttention, steps: Steps, streaming: bool) -> None:
     async def call() -> None:
@@ -219,6 +231,7 @@ async def test_cancelling_a_task_stops_the_model(chat: ChatReAttention, steps: S
     assert chat.invoke("fox").content
 
 
+@pytest.mark.shows("answers out of a corpus, with sources")
 async def test_corpus_answers_carry_sources(engine: Engine, notes: str) -> None:
     chat = ChatReAttention(engine=engine, corpus=notes, max_tokens=12)
     turns = [("Who?", "The fox."), ("What?", "It jumps.")]
@@ -245,6 +258,7 @@ def test_questions_that_a_corpus_cannot_take(engine: Engine, notes: str) -> None
         ChatReAttention(engine=engine, corpus="nothing").invoke("Who?")
 
 
+@pytest.mark.shows("caches")
 def test_a_cache_tells_corpora_and_settings_apart(engine: Engine, notes: str) -> None:
     engine.ingest("The dog sleeps all day long. " * 3, name="other", progress=False)
     cache = InMemoryCache()
@@ -257,6 +271,7 @@ def test_a_cache_tells_corpora_and_settings_apart(engine: Engine, notes: str) ->
     assert set(with_notes._identifying_params) >= {"model", "corpus", "strategy", "temperature", "stop", "seed"}
 
 
+@pytest.mark.shows("caches")
 async def test_a_cache_serves_async_calls_and_streams_are_not_kept(chat: ChatReAttention, steps: Steps) -> None:
     cached = ChatReAttention(engine=chat.engine, max_tokens=12, cache=InMemoryCache())
     first = await cached.ainvoke("fox")
@@ -267,6 +282,7 @@ async def test_a_cache_serves_async_calls_and_streams_are_not_kept(chat: ChatReA
     assert "".join(chunk.content for chunk in cached.stream("fox")) == first.content and steps.count > 0
 
 
+@pytest.mark.shows("callbacks that raise")
 @pytest.mark.parametrize("when", ["on_chat_model_start", "on_llm_new_token", "on_llm_end"])
 async def test_a_callback_that_raises(chat: ChatReAttention, steps: Steps, when: str) -> None:
     class Failing(BaseCallbackHandler):
@@ -296,6 +312,7 @@ async def test_a_callback_that_raises(chat: ChatReAttention, steps: Steps, when:
     assert chat.invoke("fox").content, "the model is free again"
 
 
+@pytest.mark.shows("what the framework plans with", "serialising holds no model")
 def test_what_the_framework_asks_about_the_model(chat: ChatReAttention, engine: Engine) -> None:
     params = chat._get_ls_params(stop=["x"])
     assert (params["ls_provider"], params["ls_model_name"], params["ls_model_type"]) == ("reattention", "llama", "chat")
@@ -308,6 +325,7 @@ def test_what_the_framework_asks_about_the_model(chat: ChatReAttention, engine: 
     assert "Engine" not in json.dumps(chat.asdict()) + repr(chat)
 
 
+@pytest.mark.shows("weights are loaded late and shared")
 def test_making_one_is_instant_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded")
@@ -319,6 +337,7 @@ def test_making_one_is_instant_and_loads_nothing(monkeypatch: pytest.MonkeyPatch
     assert time.perf_counter() - began < 0.5
 
 
+@pytest.mark.shows("weights are loaded late and shared")
 async def test_the_bundled_model_knows_paris_and_is_loaded_once() -> None:
     first, second = ChatReAttention(max_tokens=12), ChatReAttention(max_tokens=12, stop=["\n"])
     assert "Paris" in first.invoke("What is the capital of France? Answer:").content

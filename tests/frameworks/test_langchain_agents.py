@@ -57,6 +57,7 @@ def foxes(engine: Engine) -> str:
     return "foxes.v1"
 
 
+@pytest.mark.shows("a corpus in front of every question")
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("prompt", [None, "Be brief."])
 async def test_a_corpus_in_front_of_the_conversation(
@@ -73,6 +74,7 @@ async def test_a_corpus_in_front_of_the_conversation(
     assert [message.type for message in state["messages"]] == ["human", "ai"], "the passages are not kept"
 
 
+@pytest.mark.shows("a corpus in front of every question")
 def test_the_newest_question_is_looked_up_once_for_all_steps(
     chat: ChatReAttention, foxes: str, engine: Engine, says: Script
 ) -> None:
@@ -112,6 +114,7 @@ def test_no_question_and_no_corpus(chat: ChatReAttention, foxes: str, engine: En
         create_agent(chat, middleware=[CorpusMiddleware("nothing", engine=engine)]).invoke(ASKED)
 
 
+@pytest.mark.shows("a corpus as a tool")
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_a_corpus_as_a_tool(
     chat: ChatReAttention, foxes: str, engine: Engine, says: Script, asynchronous: bool
@@ -129,6 +132,7 @@ async def test_a_corpus_as_a_tool(
     assert messages[3].content == "It jumps."
 
 
+@pytest.mark.shows("agents")
 def test_langgraphs_tool_node_and_condition(chat: ChatReAttention, says: Script) -> None:
     model = chat.bind_tools([wipe])
 
@@ -146,6 +150,7 @@ def test_langgraphs_tool_node_and_condition(chat: ChatReAttention, says: Script)
     assert [message.content for message in messages] == [QUESTION, "", "wiped", "All done."]
 
 
+@pytest.mark.shows("agents")
 @pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
 async def test_langgraphs_react_agent(chat: ChatReAttention, says: Script) -> None:
     agent = create_react_agent(chat, [wipe], prompt="Be brief.")
@@ -155,6 +160,7 @@ async def test_langgraphs_react_agent(chat: ChatReAttention, says: Script) -> No
         assert [message.content for message in messages] == [QUESTION, "", "wiped", "All done."]
 
 
+@pytest.mark.shows("what the framework plans with")
 def test_a_conversation_beyond_the_capacity_is_summarised(engine: Engine, says: Script) -> None:
     """The framework's own middleware plans with our profile and, where a summary overflows, knows our error."""
     chat = ChatReAttention(engine=engine, context_window=400, max_tokens=40)

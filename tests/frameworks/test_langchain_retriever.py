@@ -30,6 +30,7 @@ def retriever_of_foxes(engine: Engine) -> ReAttentionRetriever:
     return ReAttentionRetriever(corpus="foxes", engine=engine)
 
 
+@pytest.mark.shows("the framework's standard tests")
 class TestRetriever(RetrieversIntegrationTests):
     _engine: ClassVar[Engine]
 
@@ -69,14 +70,17 @@ class _Tool:
         return {"query": QUESTION}
 
 
+@pytest.mark.shows("the framework's standard tests")
 class TestToolUnit(_Tool, ToolsUnitTests):
     pass
 
 
+@pytest.mark.shows("the framework's standard tests")
 class TestToolIntegration(_Tool, ToolsIntegrationTests):
     pass
 
 
+@pytest.mark.shows("retriever")
 async def test_passages_are_what_the_corpus_finds(retriever_of_foxes: ReAttentionRetriever, engine: Engine) -> None:
     found = engine.open("foxes").find(QUESTION, 4)
     documents = retriever_of_foxes.invoke(QUESTION)
@@ -103,6 +107,7 @@ def test_passages_quote_their_documents_and_do_not_overlap(engine: Engine) -> No
         assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(spans))
 
 
+@pytest.mark.shows("a corpus as a tool")
 def test_a_tool_brings_the_passages_as_its_artifact(retriever_of_foxes: ReAttentionRetriever) -> None:
     tool = create_retriever_tool(retriever_of_foxes, "foxes", "Knows foxes.", response_format="content_and_artifact")
     message = tool.invoke({"type": "tool_call", "id": "a", "name": "foxes", "args": {"query": QUESTION}})
@@ -122,6 +127,7 @@ def test_what_cannot_be_found(retriever_of_foxes: ReAttentionRetriever, engine: 
         ReAttentionRetriever(corpus="nothing", engine=engine).invoke(QUESTION)
 
 
+@pytest.mark.shows("closing and cancelling stop the model")
 async def test_cancelling_a_search_stops_the_model(retriever_of_foxes: ReAttentionRetriever, steps: Steps) -> None:
     retriever_of_foxes.invoke(QUESTION)
     steps.count, steps.delay = 0, 0.05

@@ -64,6 +64,7 @@ def added(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return sum(rest, first)
 
 
+@pytest.mark.shows("tools")
 async def test_all_ways_of_asking_give_the_same_calls(chat: ChatReAttention, says: Script) -> None:
     model = chat.bind_tools([draw, wipe], parallel_tool_calls=True)
     text = call("draw", POINT, "Well:\n") + "\n" + call("wipe", "{}")
@@ -88,6 +89,7 @@ async def test_all_ways_of_asking_give_the_same_calls(chat: ChatReAttention, say
         assert kinds == ["text", "tool_call", "tool_call"]
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize(
     ("choice", "bound"),
     [
@@ -120,6 +122,7 @@ def test_a_tool_choice_that_is_none(chat: ChatReAttention) -> None:
         ChatReAttention(engine=chat.engine, corpus="notes").bind_tools([draw]).invoke("Go.")
 
 
+@pytest.mark.shows("tools")
 def test_calls_and_results_come_back_to_the_model(chat: ChatReAttention, engine: Engine) -> None:
     asked = [
         SystemMessage("Be brief."),
@@ -140,6 +143,7 @@ def test_calls_and_results_come_back_to_the_model(chat: ChatReAttention, engine:
     assert chat.invoke(asked, max_tokens=12).content == engine.generate(plain, max_new_tokens=12).text
 
 
+@pytest.mark.shows("structured output")
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
 @pytest.mark.parametrize("strict", [None, True, False])
 def test_objects_of_every_kind_of_schema(chat: ChatReAttention, method: str, strict: bool | None) -> None:
@@ -150,6 +154,7 @@ def test_objects_of_every_kind_of_schema(chat: ChatReAttention, method: str, str
         assert isinstance(data["x"], int) and isinstance(data["on"], bool) and len(data) == 2
 
 
+@pytest.mark.shows("structured output")
 async def test_objects_grow_in_a_stream(chat: ChatReAttention, says: Script) -> None:
     model = chat.with_structured_output(PointDict)
     says(POINT)
@@ -159,6 +164,7 @@ async def test_objects_grow_in_a_stream(chat: ChatReAttention, says: Script) -> 
     assert [part async for part in model.astream("Where?")] == parts
 
 
+@pytest.mark.shows("structured output")
 def test_the_raw_message_and_what_went_wrong(chat: ChatReAttention, says: Script) -> None:
     class Odd(BaseModel):
         x: int
@@ -178,6 +184,7 @@ def test_the_raw_message_and_what_went_wrong(chat: ChatReAttention, says: Script
         assert made["parsed"] is None and "even" in str(made["parsing_error"])
 
 
+@pytest.mark.shows("structured output")
 async def test_a_cut_object_is_an_error_everywhere(chat: ChatReAttention, says: Script) -> None:
     model = chat.bind(max_tokens=5).bind(
         response_format={"type": "json_schema", "json_schema": {"schema": Point.model_json_schema()}}
@@ -195,6 +202,7 @@ async def test_a_cut_object_is_an_error_everywhere(chat: ChatReAttention, says: 
                 [chunk async for chunk in model.astream("Where?")]
 
 
+@pytest.mark.shows("arguments that would have no effect are refused")
 def test_forms_of_answers_and_arguments_that_are_unknown(chat: ChatReAttention) -> None:
     assert (
         json.loads(
@@ -213,6 +221,7 @@ def test_forms_of_answers_and_arguments_that_are_unknown(chat: ChatReAttention) 
         chat.with_structured_output(Point, tols=[])
 
 
+@pytest.mark.shows("citations")
 async def test_sources_are_citations_of_the_text(engine: Engine) -> None:
     engine.ingest(["The quick brown fox jumps. " * 5, "A cache keeps the keys. " * 5], name="notes", progress=False)
     for version in ("v0", "v1"):
@@ -230,6 +239,7 @@ async def test_sources_are_citations_of_the_text(engine: Engine) -> None:
             assert isinstance(message.content, str) == (version == "v0")
 
 
+@pytest.mark.shows("structured output")
 def test_a_question_to_a_corpus_may_ask_for_an_object(engine: Engine) -> None:
     engine.ingest("The quick brown fox jumps over the lazy dog. " * 5, name="notes", progress=False)
     chat = ChatReAttention(engine=engine, corpus="notes", max_tokens=60)
@@ -238,6 +248,7 @@ def test_a_question_to_a_corpus_may_ask_for_an_object(engine: Engine) -> None:
     assert made["raw"].response_metadata["sources"]
 
 
+@pytest.mark.shows("caches")
 def test_remembered_answers_know_what_was_in_the_corpus(engine: Engine) -> None:
     chat = ChatReAttention(engine=engine, corpus="notes")
     assert chat._identifying_params["corpus_digest"] is None
@@ -248,6 +259,7 @@ def test_remembered_answers_know_what_was_in_the_corpus(engine: Engine) -> None:
     assert seen[0] == seen[2] != seen[1]
 
 
+@pytest.mark.shows("agents")
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_an_agent_calls_its_tools(chat: ChatReAttention, says: Script, asynchronous: bool) -> None:
     agent = create_agent(chat, [draw, wipe], system_prompt="Be brief.")
@@ -259,6 +271,7 @@ async def test_an_agent_calls_its_tools(chat: ChatReAttention, says: Script, asy
     assert says.said == 3
 
 
+@pytest.mark.shows("agents")
 @pytest.mark.parametrize("strategy", [ProviderStrategy, ToolStrategy, lambda schema: schema])
 def test_an_agent_calls_its_tools_and_answers_with_an_object(
     chat: ChatReAttention, says: Script, strategy: Any
@@ -270,12 +283,14 @@ def test_an_agent_calls_its_tools_and_answers_with_an_object(
     assert "wiped" in [message.content for message in state["messages"]]
 
 
+@pytest.mark.shows("many at once, batches")
 async def test_batches_of_calls(chat: ChatReAttention) -> None:
     model = chat.bind_tools([draw, wipe], tool_choice="any")
     for messages in (model.batch(["a", "b", "c"]), await model.abatch(["a", "b", "c"])):
         assert [len(message.tool_calls) for message in messages] == [1, 1, 1]
 
 
+@pytest.mark.shows("fallbacks")
 def test_another_model_takes_over_where_one_fails(chat: ChatReAttention, says: Script) -> None:
     says(POINT, POINT)
     short = chat.model_copy(update={"max_tokens": 3}).with_structured_output(Point)
@@ -283,6 +298,7 @@ def test_another_model_takes_over_where_one_fails(chat: ChatReAttention, says: S
     assert made == Point(x=7, on=True)
 
 
+@pytest.mark.shows("callbacks, instrumentation, events")
 async def test_events_name_the_calls(chat: ChatReAttention, says: Script) -> None:
     says(call("draw", POINT))
     events = [event async for event in chat.bind_tools([draw]).astream_events("Go.", version="v2")]

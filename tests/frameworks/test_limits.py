@@ -52,6 +52,7 @@ def asks(model: Any) -> list[Callable[[str], Coroutine[Any, Any, str]]]:
     return [invoke, ainvoke, stream, astream]
 
 
+@pytest.mark.shows("prompts beyond the capacity are an error with both numbers")
 @BOTH
 async def test_a_prompt_beyond_the_capacity_is_the_frameworks_error_with_both_numbers(
     framework: str, engine: Engine
@@ -85,6 +86,7 @@ def test_a_prompt_just_within_the_capacity_is_read_to_its_end(framework: str, en
             made(framework, engine=engine, max_tokens=12, context_window=needed - 1).complete(text)
 
 
+@pytest.mark.shows("prompts beyond the capacity are an error with both numbers")
 @BOTH
 async def test_memory_is_a_limit_too(framework: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reattention_core.memory.free_bytes", lambda _: 100_000)
@@ -95,6 +97,7 @@ async def test_memory_is_a_limit_too(framework: str, engine: Engine, monkeypatch
         await asks(model)[1]("fox " * holds)
 
 
+@pytest.mark.shows("prompts beyond the capacity are an error with both numbers")
 @BOTH
 async def test_a_question_to_a_corpus_beyond_the_window(framework: str, engine: Engine, notes: str) -> None:
     model = made(framework, engine=engine, corpus=notes, max_tokens=12)
@@ -110,6 +113,7 @@ def announced(model: Any) -> int:
     )
 
 
+@pytest.mark.shows("what the framework plans with")
 @BOTH
 def test_what_the_framework_plans_with_is_the_capacity(
     framework: str, engine: Engine, notes: str, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +127,7 @@ def test_what_the_framework_plans_with_is_the_capacity(
         assert announced(made(framework, model="some/model")) == CAPACITY, "not loaded"
 
 
+@pytest.mark.shows("answers that take too long")
 @BOTH
 async def test_an_answer_that_takes_too_long_is_the_frameworks_error(
     framework: str, engine: Engine, steps: Steps
@@ -170,6 +175,7 @@ async def late(work: Coroutine[Any, Any, Any]) -> float:
     return sorted(waited)[math.ceil(len(waited) * 0.99) - 1]
 
 
+@pytest.mark.shows("the event loop is never blocked")
 @BOTH
 async def test_the_event_loop_is_quick_while_the_model_reads(framework: str, engine: Engine) -> None:
     """On a machine that others use, a quiet loop is late too: that much more is allowed, and the best of three counts."""

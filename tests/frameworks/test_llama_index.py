@@ -39,6 +39,7 @@ def llm(engine: Engine) -> ReAttentionLLM:
     return ReAttentionLLM(engine=engine, max_tokens=12)
 
 
+@pytest.mark.shows("answers, whole and streamed, also asynchronous")
 async def test_all_chat_endpoints_give_the_same_answer(llm: ReAttentionLLM) -> None:
     response = llm.chat(ASKED)
     text = response.message.content
@@ -52,6 +53,7 @@ async def test_all_chat_endpoints_give_the_same_answer(llm: ReAttentionLLM) -> N
     assert (await llm.achat(ASKED)).message.content == text
 
 
+@pytest.mark.shows("answers, whole and streamed, also asynchronous")
 @pytest.mark.parametrize("formatted", [True, False])
 async def test_all_complete_endpoints_give_the_same_answer(llm: ReAttentionLLM, formatted: bool) -> None:
     response = llm.complete("The quick brown", formatted=formatted)
@@ -64,6 +66,7 @@ async def test_all_complete_endpoints_give_the_same_answer(llm: ReAttentionLLM, 
     assert (await llm.acomplete("The quick brown", formatted=formatted)).text == response.text
 
 
+@pytest.mark.shows("the same text as the library's own")
 def test_complete_is_a_chat_unless_formatted(llm: ReAttentionLLM, engine: Engine) -> None:
     user = {"role": "user", "content": "fox"}
     assert llm.complete("fox").text == engine.generate([user], max_new_tokens=12).text
@@ -77,6 +80,7 @@ def test_without_a_template_complete_continues_the_text(engine: Engine) -> None:
     assert llm.complete("fox").text == engine.generate("The fox", max_new_tokens=12).text
 
 
+@pytest.mark.shows("usage and cached tokens")
 def test_usage_and_token_counter(llm: ReAttentionLLM) -> None:
     counter = TokenCountingHandler()
     llm.callback_manager = CallbackManager([counter])
@@ -89,6 +93,7 @@ def test_usage_and_token_counter(llm: ReAttentionLLM) -> None:
     json.dumps(raw)
 
 
+@pytest.mark.shows("settings of an instance and of a call, stop strings")
 def test_call_settings(llm: ReAttentionLLM) -> None:
     text = llm.complete("fox").text
     stop = text[len(text) // 2 :][:3]
@@ -103,6 +108,7 @@ def test_call_settings(llm: ReAttentionLLM) -> None:
     assert own.complete("fox", stop=[]).text == text
 
 
+@pytest.mark.shows("arguments that would have no effect are refused")
 async def test_unknown_settings_are_named(llm: ReAttentionLLM, engine: Engine) -> None:
     with pytest.raises(
         InvalidConfigError, match=r"functions, max_new_tokens \(allowed: temperature, top_p, max_tokens"
@@ -119,6 +125,7 @@ async def test_unknown_settings_are_named(llm: ReAttentionLLM, engine: Engine) -
         ReAttentionLLM(engine=engine, device="cpu")
 
 
+@pytest.mark.shows("messages and blocks, also those of other models")
 def test_messages_that_cannot_be_read(llm: ReAttentionLLM) -> None:
     blocks = [TextBlock(text="What does"), TextBlock(text="the fox do?")]
     joined = ChatMessage(role="user", content="What does\nthe fox do?")
@@ -137,6 +144,7 @@ def test_neighbouring_messages_of_one_role_are_one(llm: ReAttentionLLM) -> None:
     assert llm.chat(split).message == llm.chat([joined]).message
 
 
+@pytest.mark.shows("the event loop is never blocked")
 async def test_async_calls_leave_the_loop_free(llm: ReAttentionLLM, steps: Steps) -> None:
     steps.delay = 0.02
 
@@ -148,6 +156,7 @@ async def test_async_calls_leave_the_loop_free(llm: ReAttentionLLM, steps: Steps
         assert ticks > 15, "12 tokens take 240 ms"
 
 
+@pytest.mark.shows("errors of the model")
 async def test_an_error_of_the_model_reaches_the_caller(llm: ReAttentionLLM, engine: Engine) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("in the model")
@@ -164,6 +173,7 @@ async def test_an_error_of_the_model_reaches_the_caller(llm: ReAttentionLLM, eng
     assert llm.chat(ASKED).message.content
 
 
+@pytest.mark.shows("closing and cancelling stop the model")
 async def test_leaving_a_stream_stops_the_model(llm: ReAttentionLLM, steps: Steps) -> None:
     steps.delay = 0.02
     chunks = llm.stream_chat(ASKED, max_tokens=200)
@@ -176,6 +186,7 @@ async def test_leaving_a_stream_stops_the_model(llm: ReAttentionLLM, steps: Step
     assert await stopped(steps)
 
 
+@pytest.mark.shows("closing and cancelling stop the model")
 @pytest.mark.parametrize("endpoint", ["achat", "astream_chat"])
 async def test_cancelling_a_task_stops_the_model(llm: ReAttentionLLM, steps: Steps, endpoint: str) -> None:
     async def call() -> None:
@@ -196,12 +207,14 @@ async def test_cancelling_a_task_stops_the_model(llm: ReAttentionLLM, steps: Ste
     assert llm.chat(ASKED).message.content
 
 
+@pytest.mark.shows("many at once, batches")
 async def test_many_at_once(llm: ReAttentionLLM) -> None:
     alone = [llm.complete(f"fox {i}").text for i in range(12)]
     together = await asyncio.gather(*(llm.acomplete(f"fox {i}") for i in range(12)))
     assert [response.text for response in together] == alone
 
 
+@pytest.mark.shows("serialising holds no model")
 def test_dict_and_json_hold_no_model(llm: ReAttentionLLM) -> None:
     data = json.loads(llm.to_json())
     assert "engine" not in data
@@ -209,6 +222,7 @@ def test_dict_and_json_hold_no_model(llm: ReAttentionLLM) -> None:
     assert ReAttentionLLM.from_dict(data, engine=llm.engine).to_dict() == llm.to_dict()
 
 
+@pytest.mark.shows("answers out of a corpus, with sources")
 async def test_corpus_answers_carry_sources(engine: Engine, notes: str) -> None:
     llm = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=12)
     expected = engine.open(notes).ask("What does the fox do?", max_new_tokens=12)
@@ -229,6 +243,7 @@ async def test_corpus_answers_carry_sources(engine: Engine, notes: str) -> None:
     assert [s["quote"] for s in response.raw["sources"]] == [s.quote for s in expected.sources]
 
 
+@pytest.mark.shows("citations")
 async def test_sources_are_citation_blocks_when_asked_for(engine: Engine, notes: str) -> None:
     question = [ChatMessage(role="user", content="What does the fox do?")]
     plain = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=12).chat(question)
@@ -260,6 +275,7 @@ def test_questions_that_a_corpus_cannot_take(engine: Engine, notes: str) -> None
     assert llm.complete("Who?").raw["sources"] == []
 
 
+@pytest.mark.shows("what the framework plans with")
 def test_settings_and_what_the_framework_builds_on_them(llm: ReAttentionLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "_llm", None)
     Settings.llm = llm
@@ -268,6 +284,7 @@ def test_settings_and_what_the_framework_builds_on_them(llm: ReAttentionLLM, mon
     assert "".join(Settings.llm.stream(PromptTemplate("The {animal}"), animal="fox")) == llm.complete("The fox").text
 
 
+@pytest.mark.shows("what the framework plans with")
 def test_the_framework_counts_with_the_models_tokenizer_on_request(
     llm: ReAttentionLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +306,7 @@ class Seen(BaseEventHandler):
         self.events.append(event)
 
 
+@pytest.mark.shows("callbacks, instrumentation, events")
 async def test_instrumentation_sees_every_call(llm: ReAttentionLLM) -> None:
     seen, root = Seen(), get_dispatcher()
     root.add_event_handler(seen)
@@ -311,6 +329,7 @@ async def test_instrumentation_sees_every_call(llm: ReAttentionLLM) -> None:
         root.event_handlers.remove(seen)
 
 
+@pytest.mark.shows("callbacks, instrumentation, events", "callbacks that raise")
 async def test_callbacks_see_every_call_and_may_fail(llm: ReAttentionLLM) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     llm.callback_manager = CallbackManager([debug])
@@ -337,6 +356,7 @@ def test_a_closed_engine_says_so(engine: Engine, llm: ReAttentionLLM) -> None:
         llm.complete("fox")
 
 
+@pytest.mark.shows("weights are loaded late and shared")
 def test_making_one_is_instant_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded")
@@ -348,6 +368,7 @@ def test_making_one_is_instant_and_loads_nothing(monkeypatch: pytest.MonkeyPatch
     assert llms[0].class_name() == "ReAttentionLLM"
 
 
+@pytest.mark.shows("weights are loaded late and shared")
 def test_the_bundled_model_knows_paris_and_is_loaded_once() -> None:
     first, second = ReAttentionLLM(max_tokens=12), ReAttentionLLM(max_tokens=12, stop=["\n"])
     assert first.metadata.is_chat_model

@@ -74,6 +74,7 @@ def check(nodes: list[NodeWithScore], texts: dict[str, str]) -> None:
     assert len({found.node.node_id for found in nodes}) == len(nodes) > 0
 
 
+@pytest.mark.shows("an index: query engine and source nodes")
 async def test_all_ways_of_asking_give_the_answer_of_the_corpus_and_what_was_read(
     index: ReAttentionIndex, engine: Engine
 ) -> None:
@@ -109,6 +110,7 @@ def query(asked: str) -> Any:
     return QueryBundle(asked)
 
 
+@pytest.mark.shows("retriever")
 async def test_a_retriever_finds_what_the_corpus_finds(index: ReAttentionIndex) -> None:
     assert index.corpus is not None
     retriever = index.as_retriever(similarity_top_k=2)
@@ -121,6 +123,7 @@ async def test_a_retriever_finds_what_the_corpus_finds(index: ReAttentionIndex) 
     assert len(index.as_retriever().retrieve(QUESTION)) == 4
 
 
+@pytest.mark.shows("an index: from_documents, insert, delete, refresh")
 def test_metadata_are_read_as_the_framework_shows_them_and_come_back(llm: ReAttentionLLM) -> None:
     shown = Document(
         text=text(0),
@@ -148,6 +151,7 @@ def test_a_folder_read_by_the_framework(llm: ReAttentionLLM, tmp_path: Path) -> 
     assert list(index.ref_doc_info) == [found.node.ref_doc_id]
 
 
+@pytest.mark.shows("an index: from_documents, insert, delete, refresh")
 async def test_documents_are_inserted_updated_and_deleted(index: ReAttentionIndex, caplog: Any) -> None:
     index.insert(Document(text=text(4), id_="d4"))
     await index.ainsert(Document(text=text(5), id_="d5"))
@@ -173,6 +177,7 @@ async def test_documents_are_inserted_updated_and_deleted(index: ReAttentionInde
     assert list(fresh.ref_doc_info) == ids(index)
 
 
+@pytest.mark.shows("an index: from_documents, insert, delete, refresh")
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_refresh_reads_only_what_is_new_or_changed(
     index: ReAttentionIndex, steps: Steps, asynchronous: bool
@@ -196,6 +201,7 @@ async def test_refresh_reads_only_what_is_new_or_changed(
     assert await refresh([now[1]]) == [False], "as the framework compares documents"
 
 
+@pytest.mark.shows("an index: from_documents, insert, delete, refresh")
 def test_an_empty_index_is_filled_by_its_first_document(llm: ReAttentionLLM) -> None:
     for index in (ReAttentionIndex.from_documents([], llm=llm), ReAttentionIndex([], llm=llm)):
         assert index.as_retriever().retrieve(QUESTION) == [] and index.corpus is None
@@ -209,6 +215,7 @@ def test_an_empty_index_is_filled_by_its_first_document(llm: ReAttentionLLM) -> 
         ReAttentionIndex(llm=llm)
 
 
+@pytest.mark.shows("an index: persist and load")
 def test_kept_and_loaded_by_the_frameworks_own_means(index: ReAttentionIndex, engine: Engine, tmp_path: Path) -> None:
     engines = index.as_query_engine()
     before = engines.query(QUESTION)
@@ -235,6 +242,7 @@ def test_kept_and_loaded_by_the_frameworks_own_means(index: ReAttentionIndex, en
         load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "kept")), llm=index._llm)
 
 
+@pytest.mark.shows("an index: persist and load")
 def test_two_indices_and_an_empty_one_in_one_folder(
     index: ReAttentionIndex, llm: ReAttentionLLM, tmp_path: Path
 ) -> None:
@@ -251,6 +259,7 @@ def test_two_indices_and_an_empty_one_in_one_folder(
     assert [len(one.ref_doc_info) for one in loaded] == [4, 2, 1]
 
 
+@pytest.mark.shows("an index: persist and load")
 def test_a_named_corpus_is_shared_with_the_library(llm: ReAttentionLLM, engine: Engine) -> None:
     index = ReAttentionIndex.from_documents(foxes(), llm=llm, corpus="foxes")
     assert engine.store.names() == ["foxes"]
@@ -270,6 +279,7 @@ def test_a_named_corpus_is_shared_with_the_library(llm: ReAttentionLLM, engine: 
         ReAttentionIndex.from_corpus("nothing", llm=llm)
 
 
+@pytest.mark.shows("an index: from_documents, insert, delete, refresh")
 def test_nodes_that_were_cut_belong_to_their_document(llm: ReAttentionLLM) -> None:
     index = ReAttentionIndex.from_documents(
         [Document(text=text(0) * 3, id_="d0"), Document(text=text(1), id_="d1")],
@@ -290,6 +300,7 @@ def test_nodes_that_were_cut_belong_to_their_document(llm: ReAttentionLLM) -> No
     assert index.ref_doc_info["n3"].node_ids == ["n3"]
 
 
+@pytest.mark.shows("query engines of the framework")
 def test_what_only_makes_sense_in_a_prompt_is_the_frameworks_engine(index: ReAttentionIndex) -> None:
     engine = index.as_query_engine(
         similarity_top_k=3, node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=0)]
@@ -304,6 +315,7 @@ def test_what_only_makes_sense_in_a_prompt_is_the_frameworks_engine(index: ReAtt
     assert isinstance(index.as_query_engine(), ReAttentionQueryEngine)
 
 
+@pytest.mark.shows("an index: chat engines")
 @pytest.mark.usefixtures("left_open_here")
 @pytest.mark.filterwarnings("ignore:.*Connection.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("mode", ["best", "condense_plus_context", "context", "condense_question"])
@@ -325,6 +337,7 @@ async def test_chat_engines(index: ReAttentionIndex, mode: Any) -> None:
     assert chat.chat_history == []
 
 
+@pytest.mark.shows("arguments that would have no effect are refused")
 def test_arguments_that_would_have_no_effect_are_refused(index: ReAttentionIndex, llm: ReAttentionLLM) -> None:
     with pytest.raises(InvalidConfigError, match=r"as_retriever: filters \(allowed: similarity_top_k\)"):
         index.as_retriever(filters=None)
@@ -357,6 +370,7 @@ def test_the_model_comes_from_settings(llm: ReAttentionLLM, monkeypatch: pytest.
     assert ReAttentionIndex([])._llm.to_dict() == ReAttentionLLM().to_dict(), "and nothing is loaded"
 
 
+@pytest.mark.shows("the event loop is never blocked", "closing and cancelling stop the model")
 async def test_an_edit_and_a_search_leave_the_loop_free_and_can_be_cancelled(
     index: ReAttentionIndex, steps: Steps
 ) -> None:
@@ -378,6 +392,7 @@ async def test_an_edit_and_a_search_leave_the_loop_free_and_can_be_cancelled(
     assert ids(index) == ["d0", "d1", "d2", "d3", "long"], "a cancelled edit changes nothing"
 
 
+@pytest.mark.shows("callbacks, instrumentation, events")
 def test_callbacks_see_the_query_the_search_and_the_model(llm: ReAttentionLLM) -> None:
     debug, counter = LlamaDebugHandler(print_trace_on_end=False), TokenCountingHandler()
     manager = CallbackManager([debug, counter])
@@ -395,6 +410,7 @@ def no_default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.shows("an index: query engine and source nodes")
 def test_the_bundled_model_answers_where_a_vector_store_did() -> None:
     """The program of integrations/README.md, with texts in the place of a folder."""
     texts = [f"Report {i}. The weather in town {i} was mild, and the market opened at nine. " * 4 for i in range(8)]

@@ -77,6 +77,7 @@ def says(engine: Engine) -> Iterator[Script]:
         yield script
 
 
+@pytest.mark.shows("tools")
 async def test_all_ways_of_asking_give_the_same_calls(llm: ReAttentionLLM, says: Script) -> None:
     for way in range(4):
         says(BOTH)
@@ -96,6 +97,7 @@ async def test_all_ways_of_asking_give_the_same_calls(llm: ReAttentionLLM, says:
         assert response.raw["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.shows("tools")
 def test_how_many_calls_and_whether_there_must_be_one(llm: ReAttentionLLM, says: Script) -> None:
     says(BOTH)
     assert len(llm.get_tool_calls_from_response(llm.chat_with_tools(TOOLS, "Go."))) == 1
@@ -116,11 +118,13 @@ def test_how_many_calls_and_whether_there_must_be_one(llm: ReAttentionLLM, says:
     assert llm.chat_with_tools([], "Go.").message.content == "No."
 
 
+@pytest.mark.shows("tools")
 def test_predict_and_call(llm: ReAttentionLLM, says: Script) -> None:
     says(call("draw", POINT))
     assert llm.predict_and_call(TOOLS, "Go.").response == "drawn at 7"
 
 
+@pytest.mark.shows("tools")
 def test_calls_and_results_come_back_to_the_model(llm: ReAttentionLLM, engine: Engine) -> None:
     blocks = [
         ThinkingBlock(content="Hm."),
@@ -141,6 +145,7 @@ def test_calls_and_results_come_back_to_the_model(llm: ReAttentionLLM, engine: E
     assert llm.chat(asked, max_tokens=12).message.content == engine.generate(plain, max_new_tokens=12).text
 
 
+@pytest.mark.shows("messages and blocks, also those of other models")
 def test_blocks_of_other_models_do_not_matter(llm: ReAttentionLLM) -> None:
     blocks = [
         CitableBlock(title="Notes", source="notes.txt", content=[TextBlock(text="The fox jumps.")]),
@@ -152,6 +157,7 @@ def test_blocks_of_other_models_do_not_matter(llm: ReAttentionLLM) -> None:
     assert llm.chat(asked, max_tokens=12).message == llm.chat([plain], max_tokens=12).message
 
 
+@pytest.mark.shows("structured output")
 async def test_structured_prediction_in_all_its_forms(llm: ReAttentionLLM, says: Script) -> None:
     prompt, point = PromptTemplate("Where is {what}?"), Point(x=7, on=True)
     says(*[POINT] * 4)
@@ -165,6 +171,7 @@ async def test_structured_prediction_in_all_its_forms(llm: ReAttentionLLM, says:
     assert says.said == 4
 
 
+@pytest.mark.shows("structured output")
 async def test_a_structured_model(llm: ReAttentionLLM, says: Script) -> None:
     model = llm.as_structured_llm(Point)
     says(*[POINT] * 4)
@@ -174,6 +181,7 @@ async def test_a_structured_model(llm: ReAttentionLLM, says: Script) -> None:
     assert [part async for part in await model.astream_chat(ASKED)][-1].raw == Point(x=7, on=True)
 
 
+@pytest.mark.shows("structured output")
 async def test_any_model_gives_the_object_or_an_error(llm: ReAttentionLLM) -> None:
     prompt = PromptTemplate("Where?")
     assert isinstance(llm.structured_predict(Point, prompt), Point)
@@ -184,6 +192,7 @@ async def test_any_model_gives_the_object_or_an_error(llm: ReAttentionLLM) -> No
         await llm.astructured_predict(Point, prompt, llm_kwargs={"max_tokens": 5})
 
 
+@pytest.mark.shows("the event loop is never blocked")
 async def test_prediction_leaves_the_loop_free(llm: ReAttentionLLM, steps: Steps) -> None:
     steps.delay = 0.02
     _, ticks = await watched(llm.astructured_predict(Point, PromptTemplate("Where?")))
@@ -192,6 +201,7 @@ async def test_prediction_leaves_the_loop_free(llm: ReAttentionLLM, steps: Steps
     assert ticks > 10
 
 
+@pytest.mark.shows("structured output")
 def test_an_object_out_of_a_corpus(engine: Engine, notes: str) -> None:
     llm = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=60)
     assert isinstance(llm.structured_predict(Point, PromptTemplate("Where?")), Point)
@@ -199,6 +209,7 @@ def test_an_object_out_of_a_corpus(engine: Engine, notes: str) -> None:
     assert ReAttentionLLM(engine=engine).metadata.is_function_calling_model
 
 
+@pytest.mark.shows("agents")
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_function_agent(llm: ReAttentionLLM, says: Script, streaming: bool) -> None:
     agent = FunctionAgent(tools=TOOLS, llm=llm, streaming=streaming, system_prompt="Be brief.")
@@ -208,6 +219,7 @@ async def test_function_agent(llm: ReAttentionLLM, says: Script, streaming: bool
     assert [str(one.tool_output) for one in response.tool_calls] == ["drawn at 7", "wiped"]
 
 
+@pytest.mark.shows("agents")
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_react_agent(llm: ReAttentionLLM, says: Script, streaming: bool) -> None:
     agent = ReActAgent(tools=TOOLS, llm=llm, streaming=streaming)
@@ -220,6 +232,7 @@ async def test_react_agent(llm: ReAttentionLLM, says: Script, streaming: bool) -
     assert [str(one.tool_output) for one in response.tool_calls] == ["drawn at 7"]
 
 
+@pytest.mark.shows("agents")
 async def test_agent_workflow(llm: ReAttentionLLM, says: Script) -> None:
     first = FunctionAgent(name="first", description="Begins.", llm=llm, can_handoff_to=["second"])
     second = FunctionAgent(name="second", description="Draws.", llm=llm, tools=TOOLS)
@@ -244,6 +257,7 @@ def engines(llm: ReAttentionLLM) -> list[QueryEngineTool]:
     ]
 
 
+@pytest.mark.shows("a corpus as a tool")
 async def test_query_engine_tool(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
     agent = FunctionAgent(tools=engines, llm=llm)
     says(call("dogs", '{"input": "Who sleeps?"}'), "It sleeps.", "The dog.")
@@ -254,6 +268,7 @@ async def test_query_engine_tool(llm: ReAttentionLLM, says: Script, engines: lis
     assert [found.node.ref_doc_id for found in output.raw_output.source_nodes] == ["dogs"]
 
 
+@pytest.mark.shows("query engines of the framework")
 def test_router_query_engine(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
     router = RouterQueryEngine.from_defaults(engines, llm=llm)
     says(call("SingleSelection", '{"index": 2, "reason": "dogs"}'), "The dog.")
@@ -262,6 +277,7 @@ def test_router_query_engine(llm: ReAttentionLLM, says: Script, engines: list[Qu
     assert [found.node.ref_doc_id for found in response.source_nodes] == ["dogs"]
 
 
+@pytest.mark.shows("query engines of the framework")
 def test_sub_question_query_engine(llm: ReAttentionLLM, says: Script, engines: list[QueryEngineTool]) -> None:
     generator = LLMQuestionGenerator.from_defaults(llm=llm)
     asker = SubQuestionQueryEngine.from_defaults(
@@ -282,6 +298,7 @@ def test_sub_question_query_engine(llm: ReAttentionLLM, says: Script, engines: l
     ]
 
 
+@pytest.mark.shows("query engines of the framework")
 def test_summary_index_puts_all_into_one_call(llm: ReAttentionLLM, says: Script) -> None:
     index = SummaryIndex.from_documents([Document(text=f"Fox {i} jumps. " * 20) for i in range(8)])
     says("All foxes jump.")
@@ -290,6 +307,7 @@ def test_summary_index_puts_all_into_one_call(llm: ReAttentionLLM, says: Script)
     assert (says.said, len(response.source_nodes)) == (1, 8)
 
 
+@pytest.mark.shows("chat engines of the framework")
 def test_condense_plus_context_chat_engine(llm: ReAttentionLLM, says: Script) -> None:
     index = ReAttentionIndex.from_documents([Document(text="The fox jumps over the dog. " * 4, id_="a")], llm=llm)
     chat = CondensePlusContextChatEngine.from_defaults(index.as_retriever(), llm=llm)

@@ -54,6 +54,7 @@ def some(engine: Engine, cases: list[Case]) -> list[Case]:
     return cases if engine.window < 1000 else cases[:1]
 
 
+@pytest.mark.shows("the same text as the library's own")
 def test_a_conversation(answering: Engine) -> None:
     ways = everywhere(answering, 12)
     seen = set()
@@ -64,6 +65,7 @@ def test_a_conversation(answering: Engine) -> None:
     assert len(seen) == len(some(answering, TALKS)), "and not because all answers are alike"
 
 
+@pytest.mark.shows("the same text as the library's own")
 def test_a_question_to_documents(answering: Engine) -> None:
     """The index reads them itself; what it reads is what the library reads."""
     texts = {

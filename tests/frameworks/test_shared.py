@@ -35,6 +35,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.shows("weights are loaded late and shared")
 def test_one_engine_for_equal_settings(loads: list[str]) -> None:
     with ThreadPoolExecutor(8) as pool:
         engines = list(pool.map(lambda _: shared_engine("one"), range(8)))
@@ -74,6 +75,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Any) -> None:
         shared_tokenizer(str(tmp_path))
 
 
+@pytest.mark.shows("without the extra, the error names the pip command")
 @pytest.mark.parametrize(
     ("package", "needs", "extra"),
     [
