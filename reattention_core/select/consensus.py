@@ -56,7 +56,8 @@ class Consensus(Selector):
         share: a passage is read when its share is at least this part of the best one's.
         gain: a further passage is read when it makes the question likelier by this many nats.
         neighbours: pages of its document on either side of a passage that are read with it.
-        pages: pages that are read of a passage and its neighbours at most: the nearest to the one with the most evidence.
+        pages: pages that are read of a part of a longer document, its neighbours included, at most: the nearest to the one
+            with the most evidence. A document that is one passage is read whole.
     """
 
     name = "consensus"
@@ -68,7 +69,7 @@ class Consensus(Selector):
     share: float = Field(default=0.25, ge=0, le=1)
     gain: float = Field(default=3.0, ge=0)
     neighbours: int = Field(default=1, ge=0)
-    pages: int = Field(default=10, ge=1)
+    pages: int = Field(default=4, ge=1)
 
     def reader(self, context: Context) -> Reader:
         """A reader for one request: with a corpus, everything up to the re-reading happens here.
@@ -182,7 +183,8 @@ class Consensus(Selector):
             near = ranking.passages.pages(passage, self.neighbours).tolist()
             wanted = [page for page in near if page not in chosen]
             wanted.sort(key=lambda page: abs(page - strongest))
-            chosen += wanted[: min(self.pages, room - len(chosen))]
+            most = len(wanted) if ranking.passages.whole(passage) else self.pages
+            chosen += wanted[: min(most, room - len(chosen))]
         return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 

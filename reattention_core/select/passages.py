@@ -54,6 +54,11 @@ class Passages:
         of = self.of.to(by_page.device)
         return by_page.new_zeros(self.n).index_add_(0, of, by_page)
 
+    def whole(self, passage: int) -> bool:
+        """Whether a passage is all of its document."""
+        first, stop = int(self.first[passage]), int(self.stop[passage])
+        return first == int(self.document_first[passage]) and stop == int(self.document_stop[passage])
+
     def pages(self, passage: int, margin: int = 0) -> torch.Tensor:
         """Page numbers of a passage and of `margin` pages of its document on either side, [n] int64."""
         first = max(int(self.first[passage]) - margin, int(self.document_first[passage]))

@@ -191,7 +191,7 @@ def test_close_passages_are_read_by_their_share() -> None:
 def test_the_pages_to_read_lie_around_the_strongest_and_fit_the_room() -> None:
     """One document of 12 pages in two parts of six; the second is chosen, and one page of the first with it."""
     pages = corpus_of([12 * 32, 64])
-    rule = Consensus(share=1.0)
+    rule = Consensus(share=1.0, pages=99)
     ranking = rule.rank(pages, question(Probes(2, 4), likeliest(9)), SCALING, 20)
     assert ranking.read == [2]
     assert rule.choose(ranking, 20).tolist() == [6, 7, 8, 9, 10, 11, 12]
@@ -201,6 +201,14 @@ def test_the_pages_to_read_lie_around_the_strongest_and_fit_the_room() -> None:
         assert len(chosen) == room
         assert strongest in chosen
         assert chosen == list(range(chosen[0], chosen[0] + room))
+    assert rule.choose(ranking, 3).tolist() == Consensus(share=1.0, pages=3).choose(ranking, 20).tolist()
+
+
+def test_a_document_that_is_one_passage_is_read_whole() -> None:
+    pages = corpus_of([8 * 32, 64])
+    rule = Consensus(share=1.0, pages=2)
+    ranking = rule.rank(pages, question(Probes(2, 4), likeliest(3)), SCALING, 20)
+    assert rule.choose(ranking, 20).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_the_same_pages_for_every_layer_and_token_with_the_sink_first() -> None:
