@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck support clean
+.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -21,8 +21,9 @@ lint: $(VENV)/ready  ## formatting, lint rules and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-needle: $(VENV)/ready  ## a number needle in 16,000 tokens of essays, three strategies and full attention side by side
-	$(RUN) benchmarks/needle.py
+needle: $(VENV)/ready  ## a number in 16,000 tokens of noise, two strategies and full attention side by side
+	$(VENV)/bin/reattention bench niah_single --length 16000 --haystack noise --draws 5 --out bench/needle \
+		--method consensus --method reattention --method full
 
 bench-quick: $(VENV)/ready  ## tasks and methods of the quality lab on a CPU, small: shows that each runs
 	rm -rf bench/quick
@@ -43,6 +44,9 @@ wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the re
 memcheck: $(VENV)/ready  ## kernels under compute-sanitizer, a few shapes each; needs a GPU and the CUDA toolkit
 	compute-sanitizer --tool memcheck --error-exitcode 9 $(RUN) -m pytest -q -x -m gpu tests/ops -k "any_size or any_filling or \
 keys_may_be_views or turns_the_first or every_option or many_parts or only_allowed or arguments_may_be or rows_of_a_batch"
+
+quality-table: $(VENV)/ready  ## write the measured tables of docs/quality.md anew from their rows
+	$(RUN) -m tests.bench.quality_table
 
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table
