@@ -27,15 +27,17 @@ import typer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.figures import EAGER, GRAPHS, STOCK, Table, plot
-from benchmarks.needle import DOCUMENT, ESSAYS
 from benchmarks.stock import full_attention
-from benchmarks.timing import CUDA, DEVICE, RESULTS, Row, result_file, stamp
+from benchmarks.timing import CUDA, DEVICE, ESSAYS, RESULTS, Row, result_file, stamp
 from reattention_core import Config, Corpus, Document, Engine
 from reattention_core.config import checked
 from reattention_core.errors import ReAttentionError
 from reattention_core.memory import free_bytes
 from reattention_core.models.loading import BUNDLED, load, load_tokenizer
 from reattention_core.store.about import About
+
+DOCUMENT = 4000
+"""Characters of a document, about 1,000 tokens."""
 
 QUESTIONS = (
     "What did the author work on before college?",

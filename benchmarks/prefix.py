@@ -19,8 +19,7 @@ import torch
 import transformers
 import typer
 
-from benchmarks.needle import ESSAYS
-from benchmarks.timing import RESULTS, device, measured_commit
+from benchmarks.timing import ESSAYS, RESULTS, device, measured_commit
 from reattention_core import Engine
 from reattention_core.cache.kept import Kept
 from reattention_core.cache.kv_cache import ContextCache
