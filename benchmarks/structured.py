@@ -1,9 +1,11 @@
 """Compares llguidance and xgrammar over JSON schemas: what they accept, how fast, how large; prints a table.
 
+    pip install xgrammar==0.2.8
     python benchmarks/structured.py
 
-Both work on the bundled model's tokenizer, without the model. A text that follows its schema must pass, token by token; one
-that does not must be stopped. A schema that a library refuses to compile counts for neither, and is named: refusing is honest.
+xgrammar is used for nothing else. Both work on the bundled model's tokenizer, without the model. A text that follows its
+schema must pass, token by token; one that does not must be stopped. A schema that a library refuses to compile counts for
+neither, and is named: refusing is honest.
 """
 
 import json

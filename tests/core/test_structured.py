@@ -64,13 +64,15 @@ def accepted(engine: Engine, schema: dict[str, Any], **settings: Any) -> bool:
 
 @pytest.mark.parametrize("many", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_whatever_a_random_model_answers_follows_a_random_schema(engine: Engine, many: int) -> None:
-    draw = random.Random(3)
-    whole = 0
-    for seed in range(many):
+    draw, seen, whole = random.Random(3), set[str](), 0
+    while len(seen) < many:
         schema = random_schema(draw)
         jsonschema.Draft202012Validator.check_schema(schema)
-        whole += accepted(engine, schema, max_new_tokens=120, temperature=1.0, seed=seed)
-    assert whole >= many / 2, "cut answers prove nothing"
+        text = json.dumps(schema, sort_keys=True)
+        if text not in seen:
+            seen.add(text)
+            whole += accepted(engine, schema, max_new_tokens=120, temperature=1.0, seed=len(seen))
+    assert whole >= 0.9 * many, "cut answers prove nothing"
 
 
 def test_a_cut_answer_is_an_error_and_never_half_json(engine: Engine) -> None:

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
+from pydantic import ValidationError
 
 from langchain_reattention import ChatReAttention
 from llama_index.llms.reattention import ReAttentionLLM
 from reattention_core import Engine
 from reattention_core.cache.pages import PAGE
-from reattention_core.errors import AnswerTimeoutError, CancelledError, ContextTooLongError
+from reattention_core.errors import (
+    AnswerTimeoutError,
+    CancelledError,
+    ContextTooLongError,
+    InvalidConfigError,
+    InvalidRequestError,
+)
 from reattention_core.frameworks import shared
 from reattention_core.frameworks.conversation import CAPACITY
 from reattention_core.memory import prompt_tokens
@@ -105,6 +112,45 @@ async def test_a_question_to_a_corpus_beyond_the_window(framework: str, engine: 
     with pytest.raises(kind, match="window of 512") as caught:
         await asks(model)[0]("fox " * 500)
     assert isinstance(caught.value, ContextTooLongError) and caught.value.limit == 512
+
+
+@pytest.mark.shows("settings of an instance and of a call, stop strings")
+@BOTH
+@pytest.mark.parametrize(
+    ("setting", "value", "name"),
+    [
+        ("max_tokens", -1, "max_new_tokens"),
+        ("temperature", -0.5, "temperature"),
+        ("temperature", math.nan, "temperature"),
+        ("top_p", 0.0, "top_p"),
+        ("repetition_penalty", 0.0, "repetition_penalty"),
+        ("stop", [""], "stop"),
+    ],
+)
+async def test_settings_that_are_not_allowed_are_named_however_they_are_given(
+    framework: str, engine: Engine, setting: str, value: Any, name: str
+) -> None:
+    with pytest.raises(ValidationError, match=name):
+        made(framework, engine=engine, **{setting: value})
+    model = made(framework, engine=engine, max_tokens=4)
+    with pytest.raises(InvalidConfigError, match=name):
+        _ = (
+            model.invoke("fox", **{setting: value})
+            if framework == "langchain"
+            else model.complete("fox", **{setting: value})
+        )
+    with pytest.raises(InvalidConfigError, match=name):
+        if framework == "langchain":
+            await model.ainvoke("fox", **{setting: value})
+        else:
+            await model.acomplete("fox", **{setting: value})
+
+
+@BOTH
+async def test_half_of_a_character_is_no_text(framework: str, engine: Engine) -> None:
+    for ask in asks(made(framework, engine=engine, max_tokens=4)):
+        with pytest.raises(InvalidRequestError, match="lone surrogate"):
+            await ask("fox \ud800")
 
 
 def announced(model: Any) -> int:

@@ -1,6 +1,7 @@
 """LlamaIndex: documents as an index over a corpus, read, edited, kept and asked, over a tiny model."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from datetime import date
@@ -215,6 +216,18 @@ def test_an_empty_index_is_filled_by_its_first_document(llm: ReAttentionLLM) -> 
         ReAttentionIndex(llm=llm)
 
 
+async def test_edits_at_once_lose_nothing(llm: ReAttentionLLM, engine: Engine, tmp_path: Path) -> None:
+    index = ReAttentionIndex([], llm=llm)
+
+    async def persist() -> None:
+        await asyncio.to_thread(index.storage_context.persist, str(tmp_path))
+
+    await asyncio.gather(*(index.ainsert(one) for one in foxes(6)), persist(), index.adelete_ref_doc("none"))
+    assert sorted(ids(index)) == [f"d{i}" for i in range(6)] and index.index_struct.n_documents == 6
+    await persist()
+    assert len(engine.open(index.index_id).documents) == 6
+
+
 @pytest.mark.shows("an index: persist and load")
 def test_kept_and_loaded_by_the_frameworks_own_means(index: ReAttentionIndex, engine: Engine, tmp_path: Path) -> None:
     engines = index.as_query_engine()
@@ -222,6 +235,8 @@ def test_kept_and_loaded_by_the_frameworks_own_means(index: ReAttentionIndex, en
     assert engine.store.names() == [], "nothing is written until it is asked for"
     index.storage_context.persist(str(tmp_path / "kept"))
     assert engine.store.names() == [index.index_id]
+    for file in (tmp_path / "kept").iterdir():
+        json.loads(file.read_text())  # nothing is pickled
     index.insert(Document(text=text(8), id_="d8"))  # saved at once from here on
     index.delete_ref_doc("d8")
     context = StorageContext.from_defaults(persist_dir=str(tmp_path / "kept"))

@@ -99,6 +99,7 @@ class ReAttentionIndex(Edits):
             transformations=transformations or [WholeDocuments()],
             show_progress=show_progress,
         )
+        self._noted()
         self._storage_context.add_vector_store(Publisher(self._kept), f"reattention-{self.index_id}")
 
     @classmethod

@@ -81,9 +81,10 @@ class Edits(BaseIndex[CorpusStruct]):
             InvalidRequestError: there is none of an id.
         """
         _none_known(delete_kwargs)
-        if self.corpus is not None and node_ids:
-            self.corpus.remove(node_ids)
-        self._noted()
+        with self._kept.editing:
+            if self.corpus is not None and node_ids:
+                self.corpus.remove(node_ids)
+            self._noted()
 
     async def adelete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
@@ -93,11 +94,12 @@ class Edits(BaseIndex[CorpusStruct]):
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Take a document out, with all of its nodes; one that is not there is only warned of, as the framework does."""
-        info = self.ref_doc_info.get(ref_doc_id)
-        if info is None:
-            logger.warning("document %r is not in the index: nothing is deleted", ref_doc_id)
-            return
-        self.delete_nodes(info.node_ids, delete_from_docstore, **delete_kwargs)
+        with self._kept.editing:
+            info = self.ref_doc_info.get(ref_doc_id)
+            if info is None:
+                logger.warning("document %r is not in the index: nothing is deleted", ref_doc_id)
+                return
+            self.delete_nodes(info.node_ids, delete_from_docstore, **delete_kwargs)
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Like `delete_ref_doc`."""
@@ -126,32 +128,35 @@ class Edits(BaseIndex[CorpusStruct]):
     def _refresh(
         self, documents: Sequence[Document], given: dict[str, Any], cancelled: Cancelled = never
     ) -> list[bool]:
-        known = {ref_doc_id(read): ref_doc_hash(read) for read in self._texts()}
-        changed = [known.get(one.id_) != one.hash for one in documents]
-        self._renew([one for one, new in zip(documents, changed, strict=True) if new], given, cancelled)
-        return changed
+        with self._kept.editing:
+            known = {ref_doc_id(read): ref_doc_hash(read) for read in self._texts()}
+            changed = [known.get(one.id_) != one.hash for one in documents]
+            self._renew([one for one, new in zip(documents, changed, strict=True) if new], given, cancelled)
+            return changed
 
     def _renew(self, documents: Sequence[Document], given: dict[str, Any], cancelled: Cancelled = never) -> None:
         """Documents in the places of their older forms, and what is left of these taken out."""
         nodes = self._transformed(documents, given)
-        if self.corpus is None:
-            return self._insert(nodes, cancelled)
-        old, new = self.ref_doc_info, {node.node_id for node in nodes}
-        gone = [name for one in documents if one.id_ in old for name in old[one.id_].node_ids if name not in new]
-        if nodes:
-            self.corpus.refresh(map(document, nodes), progress=self._show_progress, cancelled=cancelled)
-        if gone:
-            self.corpus.remove(gone)
-        self._noted()
+        with self._kept.editing:
+            if self.corpus is None:
+                return self._insert(nodes, cancelled)
+            old, new = self.ref_doc_info, {node.node_id for node in nodes}
+            gone = [name for one in documents if one.id_ in old for name in old[one.id_].node_ids if name not in new]
+            if nodes:
+                self.corpus.refresh(map(document, nodes), progress=self._show_progress, cancelled=cancelled)
+            if gone:
+                self.corpus.remove(gone)
+            self._noted()
 
     def _insert(self, nodes: Sequence[BaseNode], cancelled: Cancelled = never, **insert_kwargs: Any) -> None:
         _none_known(insert_kwargs)
         made = [document(node) for node in nodes]
-        if made and self.corpus is None:
-            self._kept.ingest(made, self._show_progress, cancelled)
-        elif made and self.corpus is not None:
-            self.corpus.add(made, progress=self._show_progress, cancelled=cancelled)
-        self._noted()
+        with self._kept.editing:
+            if made and self.corpus is None:
+                self._kept.ingest(made, self._show_progress, cancelled)
+            elif made and self.corpus is not None:
+                self.corpus.add(made, progress=self._show_progress, cancelled=cancelled)
+            self._noted()
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         self.delete_nodes([node_id], **delete_kwargs)

@@ -5,6 +5,7 @@ and publishes the corpus when it is told to persist. Importing this file tells t
 that `load_index_from_storage` can load it.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,11 +61,13 @@ class Kept:
 
     Attributes:
         corpus: None while no document was read.
+        editing: held by who edits, because the first edit makes the corpus, and publishing puts another in its place.
     """
 
     def __init__(self, engine: Callable[[], Engine], name: str, at_once: bool, replace: bool) -> None:
         self.engine, self._name, self._at_once, self._replace = engine, name, at_once, replace
         self.corpus: Corpus | None = None
+        self.editing = threading.RLock()
 
     def ingest(self, documents: Sequence[Document], progress: bool, cancelled: Cancelled) -> None:
         """Read the first documents."""
@@ -84,9 +87,10 @@ class Kept:
 
     def publish(self) -> None:
         """Save the corpus, if it is not saved yet; afterwards every edit is saved at once."""
-        self._at_once = True
-        if self.corpus is not None and self.corpus.name is None:
-            self.corpus = self.engine().join(self.corpus, name=self._name, replace=True)
+        with self.editing:
+            self._at_once = True
+            if self.corpus is not None and self.corpus.name is None:
+                self.corpus = self.engine().join(self.corpus, name=self._name, replace=True)
 
     def filled(self) -> Corpus | None:
         """The corpus, if there is something to ask."""
