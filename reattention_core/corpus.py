@@ -201,7 +201,9 @@ class Corpus:
         room = max((attachment.window - needed) // PAGE, 1)
         with engine.busy(cancelled):
             asked = edition.question(prompt, cancelled)
-            ranking = Consensus.for_window(attachment.window).rank(edition.pages, asked, attachment.scaling, room)
+            # Two are tried together, as for an answer: that changes the order. More would only decide what to read.
+            rule = Consensus(max_passages=2)
+            ranking = rule.rank(edition.pages, asked, attachment.scaling, room)
         shares, found = ranking.evidence.tolist(), list[Source]()
         for passage in ranking.order:
             found += passages(edition.documents, ranking.passages.pages(passage).tolist(), shares)

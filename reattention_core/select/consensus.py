@@ -24,8 +24,11 @@ from reattention_core.select.recall import recall
 TEMPERATURE = 3.0
 """Divides scores before they become shares: a small model's likelihoods are surer than they are right (docs/quality.md)."""
 
-HOP_CANDIDATES = 32
-"""Passages that are tried behind those that are read already."""
+COMPARED = {"cuda": 100, "cpu": 24}
+"""Passages that are compared where nobody says how many: a CPU takes about a tenth of a second for each."""
+
+HOP = 3
+"""One of so many candidates is tried behind the passages that are read already: the best of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,8 @@ class Consensus(Selector):
 
     Attributes:
         heads: how many of the model's heads are trusted in recall.
-        candidates: passages that are compared; 0 ranks by recall alone, which is quicker and finds less.
+        candidates: passages that are compared, when left out 100 and on a CPU 24; 0 ranks by recall alone, which is quicker and
+            finds less.
         passage: pages of a passage at most; longer documents are cut in equal parts.
         max_passages: passages that are read at most.
         share: a passage is read when its share is at least this part of the best one's.
@@ -63,7 +67,7 @@ class Consensus(Selector):
     name = "consensus"
 
     heads: int = Field(default=12, ge=1, le=32)
-    candidates: int = Field(default=100, ge=0)
+    candidates: int | None = Field(default=None, ge=0)
     passage: int = Field(default=8, ge=1)
     max_passages: int = Field(default=4, ge=1)
     share: float = Field(default=0.25, ge=0, le=1)
@@ -112,12 +116,15 @@ class Consensus(Selector):
         passages: Passages = question.memo[key]
         prior = passages.total(recalled)
         best = prior.sort(descending=True, stable=True)
-        order = best.indices[best.values > 0][: self.candidates or None]
+        compared = self.candidates
+        if compared is None:
+            compared = COMPARED.get(pages.filled.device.type, COMPARED["cuda"])
+        order = best.indices[best.values > 0][: compared or None]
         if not len(order):
             return Ranking(passages, [], [], recalled)
         score = prior[order].log()
         read = [0]
-        if self.candidates:
+        if compared:
             heard = question.listen([passages.pages(p) for p in order.tolist()]).cpu()
             score = score + heard
             score, read = self._hop(passages, question, order, score, heard, room)
@@ -154,9 +161,8 @@ class Consensus(Selector):
         while len(read) < self.max_passages:
             before = torch.cat([passages.pages(int(order[one])) for one in read])
             others = [int(one) for one in score.sort(descending=True, stable=True).indices if int(one) not in read]
-            others = [one for one in others if len(before) + len(passages.pages(int(order[one]))) <= room][
-                :HOP_CANDIDATES
-            ]
+            fitting = [one for one in others if len(before) + len(passages.pages(int(order[one]))) <= room]
+            others = fitting[: max(len(order) // HOP, 1)]
             if not others:
                 break
             together = question.listen([torch.cat([before, passages.pages(int(order[one]))]) for one in others]).cpu()
