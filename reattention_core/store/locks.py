@@ -2,7 +2,8 @@
 
 One lock (`flock`) guards the folder: readers share it while they open a corpus, a writer has it alone while it publishes,
 both for milliseconds; keys and values are written without it. A lock is the kernel's, so it is gone with its process, however
-that ends. Folders on a network file system need one whose locks work; on a read-only one readers do without.
+that ends. Folders on a network file system need one whose locks work; on a read-only one, and
+where the disk has no room for the lock, readers do without.
 """
 
 import errno
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FILE = ".lock"
-UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

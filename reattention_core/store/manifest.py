@@ -167,6 +167,8 @@ def read_manifest(folder: Path) -> Manifest:
         data = (folder / FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise CorpusNotFoundError(f"there is no {what}") from None
+    except IsADirectoryError:
+        raise CorruptCacheError(f"{what}: a folder has its manifest's name; delete that, and ingest it again") from None
     found = parsed(what, data, Manifest)
     if found.crc32 != _own_sum(data):
         raise CorruptCacheError(

@@ -1,5 +1,7 @@
 """Opens a published corpus: its packs mapped, its documents in their order; knows no writing and no model run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +38,7 @@ class SavedCorpus:
 
 def load(root: Path, folder: Path, fingerprint: dict[str, str], device: torch.device) -> SavedCorpus:
     """See `Store.load`."""
-    with locks.reading(root):
+    with _undisturbed(root, folder.name):
         saved = _mapped(root, folder, fingerprint)
     return saved if device.type == "cpu" else replace(saved, pages=onto(saved.pages, device))
 
@@ -66,7 +68,7 @@ def _mapped(root: Path, folder: Path, fingerprint: dict[str, str]) -> SavedCorpu
 
 def verify(root: Path, folder: Path) -> Manifest:
     """See `Store.verify`."""
-    with locks.reading(root):
+    with _undisturbed(root, folder.name):
         manifest = read_manifest(folder)
         packs = _opened(root, folder.name, manifest)
     try:
@@ -75,6 +77,20 @@ def verify(root: Path, folder: Path) -> Manifest:
     except CorruptCacheError as error:
         raise CorruptCacheError(f"corpus {folder.name!r}: {error}") from error
     return manifest
+
+
+@contextmanager
+def _undisturbed(root: Path, name: str) -> Iterator[None]:
+    """Nothing is published or deleted meanwhile.
+
+    Raises:
+        CorpusError: the disk does not say so now.
+    """
+    try:
+        with locks.reading(root):
+            yield
+    except OSError as error:  # too many open files, a disk that answers no more: nothing says that anything is damaged
+        raise CorpusError(f"corpus {name!r} cannot be read now ({error}); try again") from error
 
 
 def _opened(root: Path, name: str, manifest: Manifest) -> dict[str, Pack]:
@@ -98,8 +114,6 @@ def _opened(root: Path, name: str, manifest: Manifest) -> dict[str, Pack]:
         raise type(error)(f"corpus {name!r}: {error}; ingest it again with replace=True (--replace)") from error
     except FileNotFoundError as error:
         raise PartialCacheError(f"corpus {name!r}: {error}; ingest it again with replace=True (--replace)") from error
-    except OSError as error:  # too many open files, a disk that answers no more: nothing says that it is damaged
-        raise CorpusError(f"corpus {name!r} cannot be read now ({error}); try again") from error
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CorruptCacheError(
             f"corpus {name!r} cannot be read ({error}); ingest it again with replace=True (--replace)"

@@ -1,0 +1,29 @@
+"""A corpus of format version 1, as it was written when that was new, kept in `golden`: it must open for ever.
+
+`python -m tests.reliability.golden` wrote it. It is written anew only together with a new version of the format, under
+another name, so that the old one stays.
+"""
+
+import shutil
+from pathlib import Path
+
+from reattention_core.store import Store
+from tests.reliability.shelf import Made, made, save
+
+ROOT = Path(__file__).parent / "golden" / "version-1"
+
+
+def content() -> Made:
+    """What is in it."""
+    return made("golden", (40, 20))
+
+
+def main() -> None:
+    """Write it."""
+    shutil.rmtree(ROOT, ignore_errors=True)
+    save(Store(ROOT), "c", content())
+    (ROOT / ".lock").unlink()
+
+
+if __name__ == "__main__":
+    main()
