@@ -45,7 +45,8 @@ class Answer(BaseModel):
 
     Attributes:
         text: what the model wrote, without the stop string that ended it.
-        sources: the passages it read, those with the most evidence first; empty without a corpus.
+        sources: the passages it read, those with the most evidence first; of a long prompt, passages of its text, whose
+            `document_id` is "prompt"; empty for other prompts without a corpus.
         usage: tokens and times.
         finish_reason: "stop" (a stop string or the end token), "length" (max_new_tokens) or "tool_calls".
         tool_calls: the calls that the model asks for.

@@ -44,9 +44,9 @@ class Config(BaseModel):
             them are the chunk. Documents no longer than this are read by exact attention.
         ingest_tokens: tokens in one forward pass of ingest; when left out, 4,096 on a CPU and on a GPU as many as an eighth
             of its free memory holds, 65,536 at most.
-        prefix_bytes: memory, on the model's device, for the beginnings of prompts that were read without a corpus, so that the
-            next prompt that begins alike need not read them again; when left out, a quarter of what is free when the engine is
-            made. 0 keeps nothing.
+        prefix_bytes: memory, on the model's device, for what was read of prompts without a corpus (their beginnings, and long
+            texts that they asked something of), so that the next prompt that has it need not read it again; when left out, a
+            quarter of what is free when the engine is made. 0 keeps nothing.
         max_waiting: requests that may wait for the model at a time; one more is refused.
         cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker;
             for models whose weights and cached keys are of one type.

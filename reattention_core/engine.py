@@ -24,16 +24,16 @@ from reattention_core.heads import trusted_heads
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
-from reattention_core.memory import check_prompt, free_bytes
+from reattention_core.long_prompt import request
+from reattention_core.memory import free_bytes
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
 from reattention_core.opening import opened
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
-from reattention_core.prompts import Prompt, encode_prompt, leading
+from reattention_core.prompts import leading
 from reattention_core.reading import How, Mode, drafted, obtain
-from reattention_core.request import Request
 from reattention_core.select import Selector, named
 from reattention_core.select.base import Head
 from reattention_core.stats import Stats, Tally, measured
@@ -41,6 +41,7 @@ from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
 from reattention_core.structured.structure import Shape, Structure
+from reattention_core.texts import Texts
 from reattention_core.tokens import PlainTokenizer
 from reattention_core.turns import Turns
 
@@ -65,6 +66,7 @@ class Engine:
         name: the model's, as it was asked for.
         sink: the 32 token ids that stand before every document.
         prefixes: beginnings of prompts that were read without a corpus.
+        texts: long texts that prompts asked something of, within the same budget.
         turns: who has the model, and who waits.
         tally: what was done so far.
         folder: of saved corpora.
@@ -92,7 +94,8 @@ class Engine:
         self._sink_page: Pages | None = None
         self.attachment = Attachment(model)
         quarter = free_bytes(model.device) // 4
-        self.prefixes = PrefixTree(Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes))
+        kept = Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes)
+        self.prefixes, self.texts = PrefixTree(kept), Texts(kept)
         self.folder = Path(store) if store is not None else home() / "corpora"
         self.store = Store(self.folder)
 
@@ -248,7 +251,9 @@ class Engine:
     ) -> Answer:
         """Continue a text, or answer chat messages, of any length that memory holds.
 
-        Beyond the model's window the prompt is read in chunks by the engine's strategy (`reattention` for `consensus`).
+        A prompt beyond the model's window that asks something of a long text, as frameworks' stock chains make them, is answered
+        from the passages that `consensus` finds in it; `take_apart` has the rule. Any other is read in chunks by the engine's
+        strategy (`reattention` for `consensus`).
 
         Args:
             prompt: a text to continue, or messages {"role": …, "content": …} for the model's chat template; see `render_chat`.
@@ -285,11 +290,7 @@ class Engine:
         """Like `generate`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
         settings = checked(Generation, {"max_new_tokens": self.config.max_new_tokens, **generation})
         structure = Structure.read(tools, tool_choice, parallel_tool_calls, schema)
-        ids = encode_prompt(self.tokenizer, self.tokens, prompt, structure)
-        check_prompt(self.attachment, len(ids), settings.max_new_tokens, limit)
-        shape = self.shape(structure)
-        prepared = Prompt(ids, slice(0, 0), [])
-        return Request(self, prepared, settings, self.selector(strategy), shape=shape).stream()
+        return request(self, prompt, settings, self.selector(strategy), structure, limit).stream()
 
     def stats(self) -> Stats:
         """What the engine holds, who waits for the model, and what was done so far."""

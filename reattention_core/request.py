@@ -104,7 +104,7 @@ class Request:
 
         try:
             self._work(timed, lambda: cancelled() or (limit is not None and time.perf_counter() > began + limit))
-            seconds, (read, cached) = time.perf_counter() - began, self._tokens()
+            seconds, read, cached = time.perf_counter() - began, len(self._prompt.ids) - self._known, self._tokens()[1]
             tally.add(
                 answered=1, seconds=seconds, first=first or seconds, read=read, cached=cached, written=self._drawn
             )

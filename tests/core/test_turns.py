@@ -405,20 +405,22 @@ def test_a_question_over_ten_times_the_documents_takes_no_more_memory(made: Call
 
 
 def peak(engine: Engine, corpus: Corpus) -> int:
-    """The most bytes of tensors that are alive during a question beyond those before it."""
+    """The most bytes of tensors that are alive during a question and were not before."""
 
-    def alive() -> int:
-        tensors = (one.untyped_storage() for one in gc.get_objects() if type(one) is torch.Tensor)
-        return sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
+    def alive() -> dict[int, torch.UntypedStorage]:
+        storages = (one.untyped_storage() for one in gc.get_objects() if type(one) is torch.Tensor)
+        return {storage.data_ptr(): storage for storage in storages}
 
     def ask() -> None:
         corpus.ask("Who is it?", strategy=Consensus(candidates=0))
 
     ask()  # what is worked out once
     gc.collect()
-    before, during = alive(), list[int]()
-    hook = engine.attachment.model.register_forward_pre_hook(lambda *_: during.append(alive()))
+    before, during = alive(), list[int]()  # what was there stays, so that its place is not another's
+    hook = engine.attachment.model.register_forward_pre_hook(
+        lambda *_: during.append(sum(new.nbytes() for place, new in alive().items() if place not in before))
+    )
     ask()
     hook.remove()
     assert len(during) > 1
-    return max(during) - before
+    return max(during)

@@ -51,6 +51,7 @@ FEATURES = (
     "chat engines of the framework",
     "agents",
     "chains",
+    "stock chains over a long stuffed prompt",
     "caches",
     "fallbacks",
     "the framework's standard tests",
