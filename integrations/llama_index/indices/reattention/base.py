@@ -12,7 +12,6 @@ from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine, ContextChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
-from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import BaseNode, Document, TransformComponent
@@ -20,7 +19,7 @@ from llama_index.core.settings import Settings
 from llama_index.core.storage.storage_context import StorageContext
 
 from llama_index.indices.reattention.editing import Edits
-from llama_index.indices.reattention.nodes import WholeDocuments
+from llama_index.indices.reattention.nodes import WholeDocuments, transformed
 from llama_index.indices.reattention.query_engine import ReAttentionQueryEngine
 from llama_index.indices.reattention.retriever import ReAttentionRetriever
 from llama_index.indices.reattention.storage import CorpusStruct, Kept, Publisher, register
@@ -116,7 +115,7 @@ class ReAttentionIndex(Edits):
     ) -> "ReAttentionIndex":
         """Read documents; the arguments are those of the class."""
         transformations = transformations or [WholeDocuments()]
-        nodes = run_transformations(documents, transformations, show_progress=show_progress)
+        nodes = transformed(documents, transformations, show_progress)
         return cls(
             nodes,
             storage_context=storage_context,

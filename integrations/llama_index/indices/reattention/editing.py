@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.indices.base import BaseIndex
-from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.storage.docstore.types import RefDocInfo
 
-from llama_index.indices.reattention.nodes import document, metadata, ref_doc_hash, ref_doc_id
+from llama_index.indices.reattention.nodes import document, metadata, ref_doc_hash, ref_doc_id, transformed
 from llama_index.indices.reattention.storage import CorpusStruct, Kept
 from reattention_core import Document as ReadText
 from reattention_core.corpus import Corpus
@@ -171,7 +170,7 @@ class Edits(BaseIndex[CorpusStruct]):
 
     def _transformed(self, documents: Sequence[Document], given: dict[str, Any]) -> Sequence[BaseNode]:
         _none_known(given)
-        return run_transformations(documents, self._transformations, show_progress=self._show_progress)
+        return transformed(documents, self._transformations, self._show_progress)
 
 
 def _none_known(given: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import (
     BaseNode,
     MetadataMode,
@@ -27,6 +28,20 @@ OWN = "_llama_index"
 
 HIDDEN = ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
 """Fields of a node that say which metadata are not shown; passages have them of their node."""
+
+
+def transformed(
+    documents: Sequence[BaseNode], transformations: Sequence[TransformComponent], show_progress: bool
+) -> Sequence[BaseNode]:
+    """The nodes of documents.
+
+    Raises:
+        InvalidRequestError: they are something else, such as plain texts.
+    """
+    if isinstance(documents, str) or (wrong := [one for one in documents if not isinstance(one, BaseNode)]):
+        got = type(documents if isinstance(documents, str) else wrong[0]).__name__
+        raise InvalidRequestError(f"documents are a list of LlamaIndex's Documents, got {got}: [Document(text=…)]")
+    return run_transformations(documents, transformations, show_progress=show_progress)
 
 
 class WholeDocuments(TransformComponent):
