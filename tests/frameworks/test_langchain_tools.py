@@ -253,10 +253,13 @@ def test_remembered_answers_know_what_was_in_the_corpus(engine: Engine) -> None:
     chat = ChatReAttention(engine=engine, corpus="notes")
     assert chat._identifying_params["corpus_digest"] is None
     seen = []
-    for text in ("The fox is red.", "The fox is blue.", "The fox is red."):
+    for text in ("The fox is red.", "The fox is blue."):
         engine.ingest(text, name="notes", replace=True, progress=False)
         seen.append(chat._identifying_params["corpus_digest"])
-    assert seen[0] == seen[2] != seen[1]
+        engine.open("notes").ask("Who?")
+        assert chat._identifying_params["corpus_digest"] == seen[-1], "questions change nothing"
+    engine.open("notes").add("The dog is grey.", progress=False)
+    assert len({*seen, chat._identifying_params["corpus_digest"]}) == 3
 
 
 @pytest.mark.shows("agents")
