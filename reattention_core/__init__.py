@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reattention_core.select import ReAttention as ReAttention
     from reattention_core.select import Selection as Selection
     from reattention_core.select import Selector as Selector
+    from reattention_core.select import Settled as Settled
     from reattention_core.sources import Source as Source
     from reattention_core.structured.tools import ToolCall as ToolCall
     from reattention_core.view import View as View
@@ -40,7 +41,7 @@ _MODULES = {
     "editing": ("Changes",),
     "engine": ("Engine",),
     "evidence": ("Evidence",),
-    "select": ("Consensus", "LongHeads", "ReAttention", "Reader", "Selection", "Selector"),
+    "select": ("Consensus", "LongHeads", "ReAttention", "Reader", "Selection", "Selector", "Settled"),
     "sources": ("Source",),
     "structured.tools": ("ToolCall",),
     "view": ("View",),

@@ -5,8 +5,10 @@ import difflib
 from reattention_core.errors import InvalidConfigError
 from reattention_core.select.base import Context, Probe, Reader, Selection, Selector
 from reattention_core.select.consensus import Consensus
+from reattention_core.select.fixed import Settled
 from reattention_core.select.longheads import LongHeads
 from reattention_core.select.reattention import ReAttention
+from reattention_core.select.recall import mass, recall
 
 SELECTORS: dict[str, type[Selector]] = {
     "consensus": Consensus,
@@ -40,5 +42,8 @@ __all__ = [
     "Reader",
     "Selection",
     "Selector",
+    "Settled",
+    "mass",
     "named",
+    "recall",
 ]

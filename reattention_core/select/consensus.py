@@ -199,8 +199,8 @@ class _Reader(Settled):
 
     def __init__(self, pages: Pages, evidence: torch.Tensor, chosen: torch.Tensor) -> None:
         read = torch.cat([torch.zeros(1, dtype=torch.int64), chosen]).to(pages.filled.device)
-        super().__init__(Selection.of_pages(pages, read))
-        self.evidence, self._chosen = evidence, chosen
+        super().__init__(Selection.of_pages(pages, read), evidence)
+        self._chosen = chosen
 
     def cited(self, most: int = 5) -> torch.Tensor:
         return self._chosen

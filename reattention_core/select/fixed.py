@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from reattention_core.cache.kv_cache import ContextLayer
-from reattention_core.cache.pages import Pages
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.select.base import Reader, Selection
 
 
@@ -53,16 +53,26 @@ class SinkAndLocal(Reader):
 
 
 class Settled(Reader):
-    """One selection, whatever is asked.
+    """One selection, the same for all layers and all tokens.
 
     Args:
         selection: what every layer reads before its tail.
+        evidence: [P] float32, how much each page was asked for, if the rule knows; the answer's sources come from it.
     """
 
     settled = True
 
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
+    def __init__(self, selection: Selection, evidence: torch.Tensor | None = None) -> None:
+        self._selection, self.evidence = selection, evidence
+
+    def cited(self, most: int = 5) -> torch.Tensor:
+        """Of the pages that are read, those with the most evidence, [n] int64, rising."""
+        if self.evidence is None:
+            return super().cited(most)
+        read: torch.Tensor = (self._selection.addresses // PAGE).unique()
+        read = read[self.evidence[read] > 0]
+        best = read[self.evidence[read].topk(min(most, len(read))).indices]
+        return best.sort().values
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         """The selection."""

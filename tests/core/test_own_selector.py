@@ -8,7 +8,7 @@ import torch
 from reattention_core import Corpus, Engine
 from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.errors import ContextTooLongError, InvalidConfigError
-from reattention_core.select import Context, Reader, Selection, Selector
+from reattention_core.select import Context, Reader, Selection, Selector, Settled
 
 OLD = "The quick brown fox jumps over the lazy dog. " * 6
 NEW = "A cache keeps the keys and the values of every token the model has read. " * 4
@@ -58,6 +58,27 @@ def test_its_evidence_becomes_the_sources(corpus: Corpus) -> None:
     assert source.quote == document.text[source.start : source.end]
     assert document.text.rstrip().endswith(source.quote)
     assert source.start > 0, "not the whole document"
+
+
+class Likeliest(Selector):
+    """As the cookbook writes it: `Settled` with evidence for pages that are not read too."""
+
+    name: ClassVar[str] = "likeliest"
+
+    def reader(self, context: Context) -> Reader:
+        assert context.pages is not None
+        evidence = torch.arange(context.pages.n_pages).flip(0) + 1.0
+        return Settled(Selection.of_pages(context.pages, torch.tensor([0, 1, 3])), evidence)
+
+
+def test_the_pages_that_are_read_are_cited_and_no_others(corpus: Corpus) -> None:
+    answer = corpus.ask("What keeps the keys?", strategy=Likeliest(), max_new_tokens=1)
+    n_pages = corpus.pages.n_pages
+    shares = [(n_pages - page) / (n_pages * (n_pages + 1) / 2) for page in (1, 3)]
+    assert [source.score for source in answer.sources] == pytest.approx(shares)
+    assert Settled(Selection(torch.arange(64))).cited().tolist() == []
+    few = Settled(Selection(torch.arange(8 * 32)), torch.tensor([9.0, 1, 2, 0, 3, 4, 5, 6, 7]))
+    assert few.cited().tolist() == [0, 4, 5, 6, 7] and few.cited(2).tolist() == [0, 7]
 
 
 def test_what_it_does_not_select_cannot_change_the_answer(engine: Engine) -> None:
