@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support reliability clean
+.PHONY: demo test lint slow cookbooks docs needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support reliability clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -20,6 +20,12 @@ lint: $(VENV)/ready  ## formatting, lint rules and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+cookbooks: $(VENV)/ready  ## execute the notebooks (ONLY=03 for one, OUT=folder to leave those that are kept alone)
+	$(RUN) cookbooks/execute.py $(ONLY) $(if $(OUT),--out $(OUT))
+
+docs: $(VENV)/ready  ## build the documentation into build/site; a broken link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 needle: $(VENV)/ready  ## a number in 16,000 tokens of noise, two strategies and full attention side by side
 	$(VENV)/bin/reattention bench niah_single --length 16000 --haystack noise --draws 5 --out bench/needle \
