@@ -24,7 +24,6 @@ from reattention_core.select import mass
 logging.disable_progress_bar()
 engine = Engine.from_pretrained(store=tempfile.mkdtemp())
 
-
 # %% [markdown]
 # ## The rule
 #
@@ -55,13 +54,13 @@ class OneHead(Selector):
 
 # %%
 texts = (
-    "The warranty of the Kestrel kettle lasts five years. Scale and broken lids are excluded. It holds 1.7 litres. ",
-    "The warranty of the Merlin toaster lasts two years. Burnt bread is not covered. It has two slots and a tray. ",
+    "The warranty of the Kestrel kettle lasts five years. Scale and broken lids are excluded. ",
+    "The warranty of the Merlin toaster lasts two years. Burnt bread is not covered. ",
     "The shop in Lowick is open from nine to six. On Saturdays it closes at two, and on Sundays it stays closed. ",
 )
 filler = "This note was written for the staff of the shop and is kept in the green folder behind the counter. " * 6
 corpus = engine.ingest([text + filler for text in texts], progress=False)
-answer = corpus.ask("How long does the warranty of the kettle last?", strategy=OneHead(n_pages=2))
+answer = corpus.ask("How long does the warranty of the kettle last?", strategy=OneHead(n_pages=1))
 print(answer.text)
 for source in answer.sources:
     print(f"  {source.score:.2f}  {source.quote[:70]} …")
