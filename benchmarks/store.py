@@ -1,0 +1,193 @@
+"""What durability costs: a corpus saved, opened and read to the last page, beside plain safetensors of the same bytes.
+
+Pages have the bundled model's shape and random contents, in documents of about a thousand tokens; no model runs. Ours syncs,
+sums up every page and checks the sums; `save_file` does none of that, so it is measured with a sync as well. Cold: the kernel
+was told to drop the files from its memory. All is written under one folder, whose disk is what is measured.
+
+    python benchmarks/store.py --tokens 20000 --tokens 100000
+"""
+
+import csv
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__":  # run as a file: this folder's kernels.py would hide Hugging Face's package of that name
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import safetensors
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+from benchmarks.timing import RESULTS, device, measured_commit
+from reattention_core.cache.layout import lay_out
+from reattention_core.cache.pages import Pages
+from reattention_core.documents import Document
+from reattention_core.edition import assembled
+from reattention_core.sources import ReadDocument
+from reattention_core.store import Store
+from reattention_core.store.about import About
+
+ABOUT = About("random", "independent", {"weights": "random"})
+CPU = torch.device("cpu")
+LAYERS, SHAPE = 30, (3, 64, 64)
+LENGTH = 1000
+
+
+def documents(n_tokens: int) -> tuple[Pages, list[ReadDocument]]:
+    """Random pages of documents of LENGTH tokens."""
+    layout = lay_out([LENGTH] * (n_tokens // LENGTH))
+    pages = Pages.allocate([SHAPE] * LAYERS, layout.first, layout.filled, torch.bfloat16, CPU)
+    for tensor in (*pages.keys, *pages.values):
+        tensor.view(torch.int16).random_(-(1 << 15), 1 << 15)
+    spans = torch.stack([torch.arange(LENGTH), torch.arange(LENGTH) + 1], 1).int() * 4
+    return pages, [ReadDocument(Document(text=f"{n}" * LENGTH), spans, start) for n, start in enumerate(layout.starts)]
+
+
+def drop(folder: Path) -> None:
+    """Have the kernel forget what it holds of the files in a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of one call; what it returns is dropped before the next."""
+    began = time.perf_counter()
+    found = call()
+    seconds = time.perf_counter() - began
+    del found
+    return seconds
+
+
+class Rivals:
+    """The same bytes in a store and in a file of safetensors, under one folder."""
+
+    def __init__(self, folder: Path, n_tokens: int) -> None:
+        self.pages, self.read = documents(n_tokens)
+        self.tensors = {f"keys.{n}": t for n, t in enumerate(self.pages.keys)}
+        self.tensors |= {f"values.{n}": t for n, t in enumerate(self.pages.values)}
+        self.root, self.file = folder / "store", folder / "plain.safetensors"
+        self.store = Store(self.root)
+
+    def save(self) -> None:
+        """Ours."""
+        with self.store.draft("c", ABOUT, replace=True) as draft:
+            draft.publish(self.pages, self.read)
+
+    def save_plain(self, synced: bool) -> None:
+        """Theirs."""
+        save_file(self.tensors, self.file)
+        if synced:
+            handle = os.open(self.file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+
+    def open(self) -> Any:
+        """Ours, mapped."""
+        return self.store.load("c", ABOUT.fingerprint, CPU)
+
+    def open_and_read(self) -> int:
+        """Ours, every page read, held against its sum and added up."""
+        pages, total = self.open().pages, 0
+        for layer in range(pages.n_layers):
+            total += sum(int(part.view(torch.int64).sum()) for part in pages.read(layer, 0, pages.n_pages))
+        return total
+
+    def open_and_read_plain(self) -> int:
+        """Theirs, every tensor added up."""
+        return sum(int(tensor.view(torch.int64).sum()) for tensor in load_file(self.file).values())
+
+    def edit(self) -> None:
+        """One more document in a corpus that is on disk."""
+        opened, (more, read) = self.open(), documents(LENGTH)
+        parts = [(d.document, d, opened.pages) for d in opened.documents] + [(read[0].document, read[0], more)]
+        with self.store.draft("c", ABOUT, base=opened.manifest.generation) as draft:
+            draft.publish(*assembled(opened.pages, parts))
+
+
+def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
+    """Rows: the least of some runs of each, in turns."""
+    rivals, size = Rivals(folder, n_tokens), 0
+    times: dict[str, list[float]] = {}
+
+    def note(name: str, call: Callable[[], Any], cold: bool = False) -> None:
+        if cold:
+            drop(folder)
+        times.setdefault(name, []).append(timed(call))
+
+    for _ in range(runs):
+        shutil.rmtree(rivals.root, ignore_errors=True)
+        note("save", rivals.save)
+        note("save_file", lambda: rivals.save_plain(False))
+        note("save_file and sync", lambda: rivals.save_plain(True))
+        note("open", rivals.open)
+        note("load_file", lambda: load_file(rivals.file))
+        for cold in (False, True):
+            how = "cold" if cold else "warm"
+            note(f"open and read all, {how}", rivals.open_and_read, cold)
+            note(f"load_file and read all, {how}", rivals.open_and_read_plain, cold)
+        size = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file())
+        note("edit: one document more", rivals.edit)
+    edited = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file()) - size
+    beside = {
+        "save": "save_file and sync",
+        "open": "load_file",
+        "open and read all, warm": "load_file and read all, warm",
+        "open and read all, cold": "load_file and read all, cold",
+    }
+    rows = []
+    for name, seconds in times.items():
+        row = {
+            "measured": name,
+            "tokens": n_tokens,
+            "bytes": edited if "edit" in name else size,
+            "seconds": min(seconds),
+        }
+        if name in beside:
+            row |= {"beside": beside[name], "times": min(seconds) / min(times[beside[name]])}
+        rows.append(row)
+    return rows
+
+
+def main(
+    tokens: Annotated[list[int] | None, typer.Option(help="Size of the corpus; may be repeated.")] = None,
+    runs: Annotated[int, typer.Option(help="Of each; the least counts.")] = 3,
+    folder: Annotated[Path | None, typer.Option(help="On the disk that is to be measured.")] = None,
+    commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
+) -> None:
+    """Save, open and read beside plain safetensors."""
+    stamp = {
+        "device": device(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "safetensors": safetensors.__version__,
+        "commit": commit or measured_commit(),
+    }
+    rows: list[dict[str, Any]] = []
+    for n in tokens or [20_000, 100_000]:
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            for row in measured(Path(made), n, runs):
+                rows.append(row)
+                print(row)
+    RESULTS.mkdir(exist_ok=True)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with (RESULTS / "store_cpu.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, [*columns, *stamp])
+        writer.writeheader()
+        writer.writerows(
+            {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in {**row, **stamp}.items()} for row in rows
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
