@@ -74,6 +74,7 @@ class Rivals:
 
     def __init__(self, folder: Path, n_tokens: int) -> None:
         self.pages, self.read = documents(n_tokens)
+        self.more, (self.new,) = documents(LENGTH)
         self.tensors = {f"keys.{n}": t for n, t in enumerate(self.pages.keys)}
         self.tensors |= {f"values.{n}": t for n, t in enumerate(self.pages.values)}
         self.root, self.file = folder / "store", folder / "plain.safetensors"
@@ -109,8 +110,8 @@ class Rivals:
 
     def edit(self) -> None:
         """One more document in a corpus that is on disk."""
-        opened, (more, read) = self.open(), documents(LENGTH)
-        parts = [(d.document, d, opened.pages) for d in opened.documents] + [(read[0].document, read[0], more)]
+        opened = self.open()
+        parts = [(d.document, d, opened.pages) for d in opened.documents] + [(self.new.document, self.new, self.more)]
         with self.store.draft("c", ABOUT, base=opened.manifest.generation) as draft:
             draft.publish(*assembled(opened.pages, parts))
 

@@ -27,7 +27,10 @@ def page_sums(pages: torch.Tensor) -> torch.Tensor:
         [n] int64.
     """
     words = pages.contiguous().flatten(2).view(torch.int64).numpy()
-    sums: np.ndarray = np.einsum("gnw,gw->n", words, _factors(words.shape[0], words.shape[2]))
+    factors = _factors(words.shape[0], words.shape[2])
+    sums = np.zeros(words.shape[1], dtype=np.int64)
+    for group, own in zip(words, factors, strict=True):  # one after another, as they lie in the file
+        sums += np.einsum("nw,w->n", group, own)
     return torch.from_numpy(sums)
 
 
