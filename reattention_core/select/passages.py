@@ -27,22 +27,25 @@ class Passages:
 
     @classmethod
     def cut(cls, pages: Pages, longest: int) -> "Passages":
-        """Every document in as few parts as hold at most `longest` pages, as equal as they can be."""
-        begin = pages.first.cpu()
+        """Every document in as few parts as hold at most `longest` pages, as equal as they can be.
+
+        Pages at a document's end that hold nothing belong to its last part and are not among that part's pages.
+        """
+        begin, filled = pages.first.cpu(), pages.filled.cpu()
         total = len(begin)
-        starts, count = begin.unique_consecutive(return_counts=True)
-        within = torch.arange(total) - begin
-        own = count.repeat_interleave(count)
+        starts, document, count = begin.unique_consecutive(return_inverse=True, return_counts=True)
+        held = torch.zeros_like(count).index_add_(0, document, (filled > 0).long())
+        within, own = torch.arange(total) - begin, held[document].clamp(min=1)
         parts = -(-own // longest)
         # Page i of n goes to part floor(i * parts / n).
-        part = within * parts // own
+        part = torch.minimum(within * parts // own, parts - 1)
         new = torch.ones(total, dtype=torch.bool)
         new[1:] = (begin[1:] != begin[:-1]) | (part[1:] != part[:-1])
         of = new.cumsum(0) - 1
         first = new.nonzero().squeeze(1)
-        stop = torch.cat([first[1:], torch.tensor([total])])
-        last = (starts + count).repeat_interleave(count)
-        return cls(of, first, stop, begin[first], last[first])
+        last = (starts + held)[document][first]
+        stop = torch.minimum(torch.cat([first[1:], torch.tensor([total])]), last)
+        return cls(of, first, stop, begin[first], last)
 
     @property
     def n(self) -> int:

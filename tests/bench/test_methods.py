@@ -70,7 +70,7 @@ def test_a_selector_and_its_parameters(label: str, expected: Any) -> None:
     ("label", "message"),
     [
         ("consensu", "did you mean 'consensus'"),
-        ("consensus:pages=2", "no parameter 'pages' .*max_passages"),
+        ("consensus:page=2", "no parameter 'page' .*max_passages"),
         ("consensus:max_passages=0", "max_passages: .*greater than or equal to 1"),
         ("consensus:max_passages", "written name:first=1"),
         ("bm25:k=0", "k is a number of passages"),

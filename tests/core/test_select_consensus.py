@@ -304,3 +304,13 @@ def test_layers_may_differ_in_their_number_of_heads(tokenizer: PreTrainedTokeniz
         corpus = engine.ingest(TEXTS, progress=False)
         answer = corpus.ask("Who jumps over the dog?", max_new_tokens=2)
     assert answer.sources
+
+
+def test_pages_that_hold_nothing_at_a_documents_end_change_no_part() -> None:
+    full, rest = corpus_of([10 * 32, 64]), corpus_of([12 * 32, 64])
+    rest.filled[11:13] = 0
+    shorter, longer = Passages.cut(full, 8), Passages.cut(rest, 8)
+    assert [shorter.pages(n, 1).tolist() for n in range(1, 3)] == [longer.pages(n, 1).tolist() for n in range(1, 3)]
+    assert longer.n == shorter.n == 4
+    assert longer.of[11:13].tolist() == [2, 2]
+    assert longer.pages(3).tolist() == [13, 14]
