@@ -24,7 +24,7 @@ from reattention_core.prompts import build_prompt
 from reattention_core.select import Consensus
 from reattention_core.select.base import Head
 from reattention_core.select.exam import EXAM
-from reattention_core.select.recall import mass
+from reattention_core.select.recall import gains
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
@@ -67,14 +67,9 @@ def examine(engine: "Engine") -> list[Head]:
     starts = torch.tensor(layout.starts) // PAGE
     owner = torch.searchsorted(starts, torch.arange(pages.n_pages), right=True).to(pages.filled.device)
     trust = torch.zeros(len(everyone), device=pages.filled.device)
-    empty: torch.Tensor | None = None
     for number, (_, asked) in enumerate(EXAM, 1):
         question = edition.question(build_prompt(tokens, engine.config, asked), lambda: False)
-        if empty is None:
-            unasked = question.probe(question.empty, slice(0, len(question.empty)))
-            empty = mass(pages, unasked, attachment.scaling, everyone)
-        asked_for = mass(pages, question.probe(question.ids, question.asking), attachment.scaling, everyone)
-        gain = (asked_for - empty).clamp(min=0)
+        gain = gains(pages, question, attachment.scaling, everyone)
         trust += gain[:, owner == number].sum(1) / gain.sum(1).clamp(min=1e-9)
     order = trust.argsort(descending=True, stable=True)[:MOST].tolist()
     shares = (trust / len(EXAM)).tolist()

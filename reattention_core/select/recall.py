@@ -24,17 +24,22 @@ def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Se
         scaling: each layer's factor on q·k.
         heads: whose votes count.
     """
-    key = f"empty {heads}"
-    if key not in question.memo:
-        unasked = question.probe(question.empty, slice(0, len(question.empty)))
-        question.memo[key] = mass(pages, unasked, scaling, heads)
-    asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
-    gain = (asked - question.memo[key]).clamp(min=0)
+    gain = gains(pages, question, scaling, heads)
     # A head that gains nothing keeps its vote.
     share = gain / gain.sum(1, keepdim=True).clamp(min=1e-9)
     trust = torch.tensor([head.trust for head in heads], device=gain.device)
     evidence: torch.Tensor = trust @ share
     return evidence
+
+
+def gains(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
+    """Softmax mass that the heads give every page beyond what an empty question gives it: [len(heads), P] float32."""
+    key = f"empty {heads}"
+    if key not in question.memo:
+        unasked = question.probe(question.empty, slice(0, len(question.empty)))
+        question.memo[key] = mass(pages, unasked, scaling, heads)
+    asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
+    return (asked - question.memo[key]).clamp(min=0)
 
 
 def mass(
