@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from benchmarks.figures import EAGER, GRAPHS, STOCK, Table, plot
 from benchmarks.stock import full_attention
-from benchmarks.timing import CUDA, DEVICE, ESSAYS, RESULTS, Row, result_file, stamp
+from benchmarks.texts import ESSAYS, long_text
+from benchmarks.timing import CUDA, DEVICE, RESULTS, Row, result_file, stamp
 from reattention_core import Config, Corpus, Document, Engine
 from reattention_core.config import checked
 from reattention_core.errors import ReAttentionError
@@ -271,12 +272,10 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Toy sizes, for a CPU.")] = False,
 ) -> None:
     """Time reading, the first token and every further one, at growing corpus sizes."""
-    if not text.exists():
-        raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
     if unknown := set(models.split(",")) - {"bundled", "8b"}:
         raise typer.BadParameter(f"unknown model {', '.join(sorted(unknown))}: there are bundled and 8b")
     wanted = [400, 1200] if quick else sorted(int(size) for size in sizes.split(","))
-    body, about = text.read_text()[: 20_000 if quick else None], stamp(commit)
+    body, about = long_text(text)[: 20_000 if quick else None], stamp(commit)
     settings: dict[str, Any] = {"ingest_tokens": ingest_tokens} if ingest_tokens else {}
     rows: list[Row] = []
     file = result_file(out, "end_to_end", ".csv")

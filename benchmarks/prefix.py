@@ -6,7 +6,6 @@ measured is the time to the first token, which is reading: the answer has one to
     python benchmarks/prefix.py --tokens 8000 --tokens 30000
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 import transformers
 import typer
 
-from benchmarks.timing import ESSAYS, RESULTS, device, measured_commit
+from benchmarks.texts import ESSAYS, long_text
+from benchmarks.timing import RESULTS, device, measured_commit, write_rows
 from reattention_core import Engine
 from reattention_core.cache.kept import Kept
 from reattention_core.cache.kv_cache import ContextCache
@@ -71,9 +71,7 @@ def main(
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
     """Ask different things of one long prompt."""
-    if not text.exists():
-        raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
-    essays, version = text.read_text(), commit or measured_commit()
+    essays, version = long_text(text), commit or measured_commit()
     engine = Engine.from_pretrained(model, prefix_bytes=1 << 40)
     per_token = len(essays) / len(engine.tokens.encode(essays).ids)
     stamp = {
@@ -92,12 +90,11 @@ def main(
         print(rows[-1])
     RESULTS.mkdir(exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
-    with (RESULTS / f"prefix_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, [*columns, *stamp])
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in {**row, **stamp}.items()} for row in rows
-        )
+    write_rows(
+        RESULTS / f"prefix_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv",
+        [*columns, *stamp],
+        [{**row, **stamp} for row in rows],
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ was told to drop the files from its memory. All is written under one folder, who
     python benchmarks/store.py --tokens 20000 --tokens 100000
 """
 
-import csv
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from benchmarks.timing import RESULTS, device, measured_commit
+from benchmarks.timing import RESULTS, device, measured_commit, write_rows
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.documents import Document
@@ -182,12 +181,7 @@ def main(
                 print(row)
     RESULTS.mkdir(exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
-    with (RESULTS / "store_cpu.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, [*columns, *stamp])
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in {**row, **stamp}.items()} for row in rows
-        )
+    write_rows(RESULTS / "store_cpu.csv", [*columns, *stamp], [row | stamp for row in rows])
 
 
 if __name__ == "__main__":

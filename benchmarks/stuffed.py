@@ -27,7 +27,8 @@ from langchain_core.prompts import ChatPromptTemplate
 from llama_index.core import SummaryIndex
 from llama_index.core.schema import TextNode
 
-from benchmarks.timing import ESSAYS, RESULTS, device, measured_commit
+from benchmarks.texts import ESSAYS, long_text
+from benchmarks.timing import RESULTS, device, measured_commit
 from langchain_reattention import ChatReAttention
 from llama_index.llms.reattention import ReAttentionLLM
 from reattention_core import Document, Engine
@@ -95,9 +96,7 @@ def main(
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
     """Ask for a number in a long text, by stock chains and as a corpus."""
-    if not text.exists():
-        raise typer.BadParameter(f"{text} does not exist: name a long text with --text")
-    essays, version = text.read_text(), commit or measured_commit()
+    essays, version = long_text(text), commit or measured_commit()
     engine = Engine.from_pretrained(model)
     per_token = len(essays) / len(engine.tokens.encode(essays).ids)
     stamp = {

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-ESSAYS = Path(__file__).parents[2] / "shared" / "data" / "essays.txt"
-"""A long text, which is not part of this repository."""
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 FEWEST, MOST = 5, 200

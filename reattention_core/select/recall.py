@@ -39,7 +39,8 @@ def gains(pages: Pages, question: Question, scaling: Sequence[float], heads: Seq
         unasked = question.probe(question.empty, slice(0, len(question.empty)))
         question.memo[key] = mass(pages, unasked, scaling, heads)
     asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
-    return (asked - question.memo[key]).clamp(min=0)
+    gain: torch.Tensor = (asked - question.memo[key]).clamp(min=0)
+    return gain
 
 
 def mass(
