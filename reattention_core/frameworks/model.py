@@ -1,11 +1,10 @@
 """The fields that a framework's classes have in common, and the engine and corpus they lead to; knows no framework's types."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import Self
 
 from reattention_core.answer import AnswerStream
 from reattention_core.cache.pages import PAGE

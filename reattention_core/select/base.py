@@ -8,11 +8,10 @@ both (see the README); pass an instance wherever a strategy is named.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from typing_extensions import Self
 
 from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import PAGE, Pages

@@ -11,10 +11,10 @@ Chunks are counted from the start of each document, so none spans two; a single 
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from reattention_core.cache.growing import Growing
 from reattention_core.cache.kv_cache import ContextLayer

@@ -9,10 +9,10 @@ united, the `recall_clip` most-voted keys are kept and each grows to a span of `
 """
 
 import math
+from typing import Self
 
 import torch
 from pydantic import Field
-from typing_extensions import Self
 
 from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import PAGE

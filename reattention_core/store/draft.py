@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from safetensors import SafetensorError
-from typing_extensions import Self
 
 from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.documents import Document

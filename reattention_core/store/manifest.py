@@ -8,10 +8,9 @@ the pages of keys and values themselves, which are held against their sums when 
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
-from typing_extensions import Self
 
 from reattention_core.errors import CacheVersionError, CorpusNotFoundError, CorruptCacheError
 from reattention_core.store import disk
