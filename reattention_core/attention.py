@@ -96,6 +96,8 @@ def attention(
         return out.transpose(1, 2).contiguous(), None
     layer: ContextLayer = site.cache.layers[module.layer_idx]  # type: ignore[index]
     reader = site.cache.reader
+    if layer.pages is not None:
+        layer.pages.arrive(layer.index)
     if width:
         # A window as wide as the trained one, and a chunk behind it, would reach beyond.
         near = max(1, min(width, site.cache.window + 1 - query.shape[2]))
@@ -137,6 +139,8 @@ def _attend_fused(
     """
     cache, table = site.cache, selection.table
     if cache is None or table is None or layer.pages is None or selection.tail_from or query.shape[2] > FUSED_QUERIES:
+        return None
+    if layer.pages.below is not None:
         return None
     pages, keys = layer.pages, layer.tail_keys.storage
     if pages.keys[layer.index].dtype != query.dtype or not fused(query.device):

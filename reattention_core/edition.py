@@ -12,6 +12,7 @@ import torch
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.cache.stitched import Run, stitch
+from reattention_core.cache.tiered import TieredPages
 from reattention_core.documents import Document
 from reattention_core.graphs import Graphs
 from reattention_core.likelihood import likelihood
@@ -89,6 +90,9 @@ def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]
     Args:
         sink: pages that begin with the sink's.
         parts: each document as it will be called, as it was read, and the pages it lies in.
+
+    Returns:
+        The pages, in a lower tier where some of the parts are.
     """
     runs, documents, at = [Run(sink, 0, 1)], [], 1
     for document, read, pages in parts:
@@ -96,4 +100,6 @@ def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]
         runs.append(Run(pages, first, first + many))
         documents.append(ReadDocument(document, read.spans, at * PAGE, read.saved))
         at += many
-    return stitch(runs), documents
+    pages = stitch(runs)
+    tiered = [run.pages for run in runs if isinstance(run.pages, TieredPages)]
+    return tiered[0].over(pages) if tiered else pages, documents

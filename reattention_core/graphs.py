@@ -39,14 +39,14 @@ class Graphs:
     Args:
         shapes: (G, key D, value D) of every layer of the model.
         window: tokens it was trained on.
-        pages: the corpus.
+        pages: the corpus; a step reads it, or what is staged of it.
         wanted: False records nothing: every pass is run.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int, int]], window: int, pages: Pages, wanted: bool) -> None:
-        self._shapes, self._window, self._pages = shapes, window, pages
+        self._shapes, self._window = shapes, window
         self._useful = wanted and pages.filled.is_cuda and fused(pages.filled.device)
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._steps: dict[tuple[Pages, int, int], _Step] = {}
         self._questions: dict[int, _Question] = {}
 
     def queries(self, model: PreTrainedModel, sink: Pages, ids: Sequence[int]) -> list[torch.Tensor] | None:
@@ -107,15 +107,17 @@ class Graphs:
 
     def _begun(self, forward: Callable[..., Any], cache: ContextCache) -> "_Step | None":
         """A recorded step that stands where the prompt's pass ended."""
-        selection = cache.read
-        if selection is None or selection.table is None:
+        selection, pages = cache.read, cache.pages
+        if selection is None or selection.table is None or pages is None:
             return None
+        # What was recorded over pages that are no longer read holds them.
+        self._steps = {shape: step for shape, step in self._steps.items() if shape[0] is pages}
         table, room = selection.table, cache.layers[0].tail_keys.storage.shape[2]
 
         def record() -> _Step:
-            return _Step(forward, self._shapes, self._window, self._pages, table, cache.layers[0].tail_keys.storage)
+            return _Step(forward, self._shapes, self._window, pages, table, cache.layers[0].tail_keys.storage)
 
-        step = self._kept(self._steps, (len(table.pages), room), record)
+        step = self._kept(self._steps, (pages, len(table.pages), room), record)
         if step is not None:
             step.begin(cache, table)
         return step

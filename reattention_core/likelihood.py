@@ -51,6 +51,8 @@ def likelihood(
     # Passages of about one length share a pass: the shorter ones are padded.
     order = sorted(range(len(passages)), key=lambda row: len(passages[row]))
     rows = max(TOGETHER // stop, 1)
+    # All travel at once where they must: the first pass runs while they come.
+    pages, passages = pages.staged(passages)
     for at in range(0, len(order), rows):
         if cancelled():
             raise CancelledError("cancelled while passages were compared")

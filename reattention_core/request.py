@@ -141,7 +141,8 @@ class Request:
             self._reader: Reader = self._selector.reader(context)
             self._recalled = time.perf_counter()
             room = -(-context.tail // ROOM) * ROOM
-            self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, context.pages, room)
+            pages = context.pages if self._reader.pages is None else self._reader.pages
+            self._cache = ContextCache(len(attachment.shapes), self._reader, attachment.window, pages, room)
             calls = None if self._shape is None else Calls(self._shape, emit)
             with nullcontext() if corpus is not None else self._prefix():
                 self._drawn, self._reason = generate(
@@ -156,7 +157,8 @@ class Request:
                     trim=corpus is not None,
                     graphs=corpus.graphs if corpus is not None else None,
                     constraint=None if self._shape is None else self._shape.constraint,
-                    between=between,
+                    # Whoever goes first may bring other pages in the place of these.
+                    between=between if pages is context.pages else None,
                 )
             if calls is not None:
                 self._calls, self._reason = calls.end(self._reason)

@@ -11,6 +11,7 @@ holds them. Shapes use one letter code here and in `reattention_core`:
 from reattention_kernels.attention.reference import attend
 from reattention_kernels.dispatch import (
     attend_selected,
+    copy_pages,
     fused,
     most_voted,
     one_per_block,
@@ -18,7 +19,7 @@ from reattention_kernels.dispatch import (
     select_topk,
     write_pages,
 )
-from reattention_kernels.key_index import KeyIndex
+from reattention_kernels.key_index import KeyIndex, indexed
 from reattention_kernels.selected_attention.page_table import PageTable, page_table
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "PageTable",
     "attend",
     "attend_selected",
+    "copy_pages",
     "fused",
+    "indexed",
     "most_voted",
     "one_per_block",
     "page_evidence",

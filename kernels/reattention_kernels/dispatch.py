@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from reattention_kernels.evidence import reference as evidence
+from reattention_kernels.page_copying import reference as page_copying
 from reattention_kernels.page_writing import reference as page_writing
 from reattention_kernels.selected_attention import reference as selected_attention
 from reattention_kernels.topk import reference as topk
@@ -112,3 +113,4 @@ attend_selected = _dispatched(
     selected_attention.attend_selected, "reattention_kernels.selected_attention.triton_kernel"
 )
 write_pages = _dispatched(page_writing.write_pages, "reattention_kernels.page_writing.triton_kernel")
+copy_pages = _dispatched(page_copying.copy_pages, "reattention_kernels.page_copying.triton_kernel")

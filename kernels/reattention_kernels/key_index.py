@@ -15,3 +15,22 @@ class KeyIndex(NamedTuple):
 
     codes: torch.Tensor
     scale: torch.Tensor
+
+
+def indexed(key: torch.Tensor, dtype: torch.dtype = torch.int8) -> KeyIndex:
+    """The 8-bit copy of keys.
+
+    A page's scale is its largest absolute key over the largest code (127, or 448 for float8_e4m3fn); a page of zeros has
+    scale 1. Integer codes are rounded to the nearest, halves up.
+
+    Args:
+        key: [G, P, T, D], zeros where there is no token.
+        dtype: of the codes.
+    """
+    whole, key = dtype == torch.int8, key.float()
+    largest = 127.0 if whole else torch.finfo(dtype).max
+    # A product: torch divides by a number differently on CUDA and on the CPU.
+    step = key.abs().amax((2, 3)) * (1.0 / largest)
+    step = step.masked_fill(step == 0, 1.0)
+    scaled = key / step[..., None, None]
+    return KeyIndex((torch.floor(scaled + 0.5) if whole else scaled).to(dtype), step)

@@ -2,15 +2,15 @@
 
 A page belongs to one document, so its last page may hold fewer tokens. Every token has an address, page * 32 + slot;
 reading order is rising address. Pages are written once, during ingest, and only read afterwards: any number of
-questions share them without a copy. Where the bytes lie is decided here and nowhere else: readers ask for `scan` (all
-keys of a layer, to score them) and `gather` (keys and values of some addresses, to attend to them).
+questions share them without a copy. Where the bytes lie is decided here and nowhere else: readers ask for `scan` (keys of
+a layer or of one of its heads, to score them) and `gather` (keys and values of some addresses, to attend to them).
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from reattention_kernels import write_pages
+from reattention_kernels import KeyIndex, write_pages
 
 PAGE = 32
 """Tokens in a page: the span that ReAttention grows a hit to (arXiv 2407.15176)."""
@@ -34,9 +34,13 @@ class Pages:
 
     Attributes:
         mapped: whether the tensors lie on disk and come into memory page by page.
+        pinned: whether a GPU can read the tensors where they lie on the host.
+        below: the pages on the host that hold keys and values, where only the tables are here (`TieredPages`).
     """
 
     mapped = False
+    pinned = False
+    below: "Pages | None" = None
 
     def __init__(
         self,
@@ -85,6 +89,10 @@ class Pages:
     def n_layers(self) -> int:
         """Layers of the model."""
         return len(self.keys)
+
+    def groups(self, layer: int) -> int:
+        """Key-value heads of a layer."""
+        return self.keys[layer].shape[0]
 
     @property
     def n_pages(self) -> int:
@@ -188,6 +196,29 @@ class Pages:
     def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
         """Keys of pages first..stop-1 alone, [G, n, T, D]."""
         return self.keys[layer][:, first:stop]
+
+    def scan_head(self, layer: int, group: int) -> torch.Tensor | KeyIndex:
+        """Keys of one key-value head for scoring, [1, P, T, D], or their 8-bit index."""
+        return self.scan(layer)[group : group + 1]
+
+    def staged(self, rows: Sequence[torch.Tensor]) -> tuple["Pages", Sequence[torch.Tensor]]:
+        """The sink and some pages where the model runs, and the rows as numbers of pages there.
+
+        Args:
+            rows: page numbers [n] int64, on a CPU.
+
+        Returns:
+            Pages that hold them until the next call, and their numbers; the sink is number 0. These pages themselves where
+            keys and values lie with their tables.
+        """
+        return self, rows
+
+    def arrive(self, layer: int) -> None:
+        """Called before a layer's keys and values are read: whoever still brings them makes the device wait here."""
+
+    def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the keys and values of some pages [n], [G, n, T, D] each, in the pages' type."""
+        return self.keys[layer][:, pages], self.values[layer][:, pages]
 
     def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at some addresses, [G, *addresses.shape, D] each, in the pages' type."""

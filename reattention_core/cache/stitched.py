@@ -35,10 +35,14 @@ def stitch(runs: Sequence[Run]) -> Pages:
 
     Args:
         runs: the first one begins with the sink's page.
+
+    Returns:
+        Pages on a CPU where one of the runs is there, or in a lower tier.
     """
     runs = _adjoined([part for run in runs for part in _flat(run)])
-    if runs[0].pages.filled.device.type != "cpu":
+    if all(run.pages.filled.device.type != "cpu" for run in runs):
         return _copied(runs)
+    runs = [_on_cpu(run) for run in runs]
     runs = _thinned(_without_waste(runs))
     whole = runs[0]
     if len(runs) == 1 and whole.n_pages == whole.pages.n_pages:
@@ -52,7 +56,9 @@ def underlying(pages: Pages) -> list[Pages]:
 
 
 def _flat(run: Run) -> list[Run]:
-    """A run of stitched pages as runs of what those are made of."""
+    """A run of stitched or tiered pages as runs of what those are made of."""
+    if run.pages.below is not None:
+        return _flat(run._replace(pages=run.pages.below))
     if not isinstance(run.pages, StitchedPages):
         return [run] if run.n_pages else []
     found, at = [], 0
@@ -102,6 +108,12 @@ def _thinned(runs: Sequence[Run]) -> list[Run]:
         found += [] if run is None else [run]
         group = []
     return found
+
+
+def _on_cpu(run: Run) -> Run:
+    """A run as it is where it lies on a CPU, and copied there otherwise."""
+    cpu = torch.device("cpu")
+    return run if run.pages.filled.device == cpu else _whole(onto(run.pages.part(run.first, run.stop), cpu))
 
 
 def _whole(pages: Pages) -> Run:
@@ -183,6 +195,10 @@ class StitchedPages(Pages):
         """Layers of the model."""
         return self.runs[0].pages.n_layers
 
+    def groups(self, layer: int) -> int:
+        """Key-value heads of a layer."""
+        return self.runs[0].pages.groups(layer)
+
     @property
     def nbytes(self) -> int:
         """Exact bytes of keys, values, summaries and the page table, without what the runs' owners hold besides."""
@@ -201,6 +217,22 @@ class StitchedPages(Pages):
     def scan(self, layer: int) -> torch.Tensor:
         """All keys of a layer for scoring, [G, P, T, D]: a copy where there are several runs."""
         return _together([run.pages.scan_part(layer, run.first, run.stop) for run in self.runs])
+
+    def scan_head(self, layer: int, group: int) -> torch.Tensor:
+        """See `Pages.scan_head`: a copy where there are several runs, of this head's keys alone."""
+        found = [run.pages.scan_part(layer, run.first, run.stop)[group : group + 1] for run in self.runs]
+        return _together(found)
+
+    def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Pages.take`."""
+        whose = torch.bucketize(pages, torch.tensor(self._at[1:]), right=True)
+        found, order = [], []
+        for number in whose.unique().tolist() or [0]:
+            run, inside = self.runs[number], whose == number
+            found.append(run.pages.take(layer, pages[inside] + (run.first - self._at[number])))
+            order.append(inside.nonzero().squeeze(1))
+        back = torch.cat(order).argsort()
+        return _together([pair[0] for pair in found])[:, back], _together([pair[1] for pair in found])[:, back]
 
     def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
         """Keys of pages first..stop-1 alone, [G, n, T, D]."""

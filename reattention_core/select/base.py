@@ -125,8 +125,10 @@ class Reader(ABC):
         way: a name for this way of reading a prompt without a corpus, the same for all prompts whose beginnings it makes the
             same keys and values of; empty where those must not stand in for reading again.
         step: they may, up to a multiple of this many tokens, itself one of the page.
+        pages: those that its selections name, where they are not the corpus's own (`Pages.staged`).
     """
 
+    pages: Pages | None = None
     evidence: torch.Tensor | None = None
     chunk: int = 1024
     settled: bool = False

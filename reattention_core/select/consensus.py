@@ -198,9 +198,10 @@ class _Reader(Settled):
     """The sink and the chosen pages, the same for all layers and all tokens of the answer."""
 
     def __init__(self, pages: Pages, evidence: torch.Tensor, chosen: torch.Tensor) -> None:
-        read = torch.cat([torch.zeros(1, dtype=torch.int64), chosen]).to(pages.filled.device)
-        super().__init__(Selection.of_pages(pages, read), evidence)
-        self._chosen = chosen
+        staged, rows = pages.staged([chosen])
+        read = torch.cat([torch.zeros(1, dtype=torch.int64), *rows]).to(pages.filled.device)
+        super().__init__(Selection.of_pages(staged, read), evidence)
+        self.pages, self._chosen = staged, chosen
 
     def cited(self, most: int = 5) -> torch.Tensor:
         return self._chosen

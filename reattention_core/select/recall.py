@@ -50,8 +50,14 @@ def mass(
     filled = pages.filled.clone()
     filled[0] = 0
     rows = torch.empty(len(heads), pages.n_pages, device=filled.device)
-    for layer in sorted({head.layer for head in heads}):
-        own = [number for number, head in enumerate(heads) if head.layer == layer]
-        wanted = [heads[number].head for number in own]
-        rows[own] = page_evidence(queries[layer], pages.scan(layer), filled, scaling[layer], heads=wanted)
+    # Each key-value head's keys are read once, for all heads of the model that share them; the others' are not read.
+    sharing: dict[tuple[int, int], list[int]] = {}
+    for number, head in enumerate(heads):
+        each = len(queries[head.layer]) // pages.groups(head.layer)
+        sharing.setdefault((head.layer, head.head // each), []).append(number)
+    for (layer, group), own in sorted(sharing.items()):
+        each = len(queries[layer]) // pages.groups(layer)
+        asked = queries[layer][group * each : (group + 1) * each]
+        wanted = [heads[number].head - group * each for number in own]
+        rows[own] = page_evidence(asked, pages.scan_head(layer, group), filled, scaling[layer], heads=wanted)
     return rows

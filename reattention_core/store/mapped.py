@@ -98,6 +98,15 @@ class MappedPages(Pages):
         self._check_range(0, layer, first, stop)
         return super().scan_part(layer, first, stop)
 
+    def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Pages.take`.
+
+        Raises:
+            CorruptCacheError: a page is not what was written.
+        """
+        self._check_met(layer, pages * PAGE)
+        return super().take(layer, pages)
+
     def gather(self, layer: int, addresses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pages.gather`.
 

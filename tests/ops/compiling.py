@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from reattention_kernels import launch
 from reattention_kernels.evidence.triton_kernel import page_evidence
 from reattention_kernels.key_index import KeyIndex
+from reattention_kernels.page_copying.triton_kernel import copy_pages
 from reattention_kernels.page_writing.triton_kernel import write_pages
 from reattention_kernels.selected_attention.triton_kernel import attend_selected
 from reattention_kernels.topk.published_kernel import one_per_block
@@ -97,6 +98,11 @@ def writing(dtype: torch.dtype, dim: int, codes: torch.dtype | None) -> None:
     write_pages(**batch("cpu", dtype, dtype, size=32, dim=dim, value_dim=dim, codes=codes))
 
 
+def copying(dtype: torch.dtype, dim: int) -> None:
+    numbers = torch.arange(4)
+    copy_pages(*(part for _ in range(2) for part in (torch.zeros(2, 4, 32, dim, dtype=dtype), numbers)))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "top-k, bfloat16": lambda: topk(BF16, 128),
     "top-k, int8 index and mask": lambda: topk(BF16, 64, masked=True, coded=INT8),
@@ -109,6 +115,7 @@ CASES: dict[str, Callable[[], None]] = {
     "attention": lambda: attention(BF16, 128),
     "attention, every option": lambda: attention(BF16, 64, 3, options=True),
     "writing": lambda: writing(BF16, 128, INT8),
+    "copying": lambda: copying(BF16, 64),
 }
 
 SLOW: dict[str, Callable[[], None]] = {
@@ -141,6 +148,7 @@ SLOW: dict[str, Callable[[], None]] = {
     "evidence, mixed types": lambda: evidence(FP32, 128, keys=BF16),
     "evidence, int8 index, 256 dimensions": lambda: evidence(BF16, 256, coded=INT8),
     "writing, float32": lambda: writing(FP32, 80, None),
+    "copying, float32": lambda: copying(FP32, 80),
 }
 
 FLOAT8: dict[str, Callable[[], None]] = {

@@ -25,6 +25,7 @@ KERNELS = {
     "_attend_kernel",
     "_merge_kernel",
     "_write_kernel",
+    "_copy_kernel",
 }
 
 

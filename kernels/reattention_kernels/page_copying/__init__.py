@@ -1,0 +1,1 @@
+"""Some pages of a larger store to places of a smaller one."""

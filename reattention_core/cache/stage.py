@@ -1,0 +1,146 @@
+"""Pages of lower tiers that questions read, where the model runs; knows no rule, and not why they are wanted.
+
+A stage is an ordinary `Pages` of a fixed size, so attention and recorded passes run over it as over any other. What is wanted
+is copied to its places layer by layer, on a stream of its own: a layer waits for its own copies alone, and the next layer's
+travel while it computes. What lies there stays until its place is needed, and is not copied again.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from reattention_core.cache.pages import Pages
+from reattention_kernels import copy_pages
+
+if TYPE_CHECKING:
+    from reattention_core.cache.tiered import TieredPages
+
+STEP = 256
+"""The stage grows by a multiple of this many pages."""
+
+
+class Stage:
+    """Places for pages of all corpora of an engine in lower tiers. For who has the model (`Engine.busy`).
+
+    Args:
+        device: where the model runs.
+
+    Attributes:
+        hits: pages that were wanted and lay there.
+        misses: pages that had to be copied.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.hits, self.misses = device, 0, 0
+        self._pages: StagedPages | None = None
+        self._places: OrderedDict[tuple[int, int], int] = (
+            OrderedDict()
+        )  # of (corpus, page), least recently wanted first
+        self._free: list[int] = []
+        self._sink_of: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return 0 if self._pages is None else self._pages.nbytes
+
+    def bring(self, corpus: "TieredPages", wanted: Sequence[int]) -> tuple[Pages, dict[int, int]]:
+        """Pages of a corpus into the stage.
+
+        Args:
+            corpus: in a lower tier.
+            wanted: page numbers, no two alike.
+
+        Returns:
+            The stage's pages, whose first one is the corpus's sink, and the place of every page that was wanted.
+        """
+        wanted = [page for page in wanted if page]
+        if self._pages is None or len(wanted) >= self._pages.n_pages:
+            self._begin(corpus.below, 1 + len(wanted))
+        stage, places, missing = self._pages, self._places, list[int]()
+        assert stage is not None
+        for page in wanted:
+            if (corpus.number, page) in places:
+                places.move_to_end((corpus.number, page))
+            else:
+                missing.append(page)
+        self.hits += len(wanted) - len(missing)
+        self.misses += len(missing)
+        for page in missing:
+            # What goes was not wanted now: there are more places than pages wanted, and those stand last.
+            place = self._free.pop() if self._free else places.popitem(last=False)[1]
+            places[corpus.number, page] = place
+        if self._sink_of != corpus.number:
+            missing.append(0)
+            self._sink_of = corpus.number
+        found = {0: 0, **{page: places[corpus.number, page] for page in wanted}}
+        if missing:
+            stage.bring(corpus.below, torch.tensor(missing), torch.tensor([found[page] for page in missing]))
+        return stage, found
+
+    def _begin(self, like: Pages, room: int) -> None:
+        """New places, all of them free."""
+        if self._pages is not None:
+            for layer in range(self._pages.n_layers):
+                self._pages.arrive(layer)  # its memory is free only then
+        self._pages = None
+        self._places.clear()
+        self._sink_of = None
+        room = -(-room // STEP) * STEP
+        read = [like.read(layer, 0, 1) for layer in range(like.n_layers)]
+        keys, values = (
+            [pair[n].new_zeros(pair[n].shape[0], room, *pair[n].shape[2:], device=self.device) for pair in read]
+            for n in range(2)
+        )
+        filled, first = torch.zeros(2, room, dtype=torch.int64, device=self.device)
+        self._pages = StagedPages(keys, values, filled, first)
+        self._free = list(range(room - 1, 0, -1))
+
+
+class StagedPages(Pages):
+    """The stage's pages, some layers of which may still be on their way; arguments as for `Pages`."""
+
+    def __init__(
+        self,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        filled: torch.Tensor,
+        first: torch.Tensor,
+    ) -> None:
+        super().__init__(keys, values, filled, first)
+        self._aside = torch.cuda.Stream(filled.device) if filled.is_cuda else None
+        self._coming: dict[int, torch.cuda.Event] = {}
+
+    def bring(self, below: Pages, pages: torch.Tensor, places: torch.Tensor) -> None:
+        """Copy some pages [n] of others, on the host, to places [n]; from pinned memory without waiting for it."""
+        filled, numbers, places = (t.to(self.filled.device) for t in (below.filled[pages], pages, places))
+        self.filled[places] = filled
+        if self._aside is None:
+            for layer in range(self.n_layers):
+                self._copy(below, layer, pages, numbers, places)
+            return
+        # What is being read must not be written over, and what the copies read must not be freed before them.
+        self._aside.wait_stream(torch.cuda.current_stream(self.filled.device))
+        for named in (numbers, places):
+            named.record_stream(self._aside)
+        with torch.cuda.stream(self._aside):
+            for layer in range(self.n_layers):
+                self._copy(below, layer, pages, numbers, places)
+                self._coming[layer] = self._aside.record_event()
+
+    def _copy(self, below: Pages, layer: int, pages: torch.Tensor, numbers: torch.Tensor, places: torch.Tensor) -> None:
+        """One layer of `bring`; `numbers` are the pages on this device."""
+        if below.pinned:
+            copy_pages(self.keys[layer], places, below.keys[layer], numbers)
+            copy_pages(self.values[layer], places, below.values[layer], numbers)
+            return
+        for own, found in zip((self.keys[layer], self.values[layer]), below.take(layer, pages), strict=True):
+            own[:, places] = found.to(own.device)
+
+    def arrive(self, layer: int) -> None:
+        """See `Pages.arrive`."""
+        event = self._coming.pop(layer, None)
+        if event is not None:
+            torch.cuda.current_stream(self.filled.device).wait_event(event)
