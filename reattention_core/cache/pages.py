@@ -193,13 +193,14 @@ class Pages:
         """All keys of a layer for scoring, [G, P, T, D]; slots beyond `filled` hold nothing."""
         return self.scan_part(layer, 0, self.n_pages)
 
-    def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
-        """Keys of pages first..stop-1 alone, [G, n, T, D]."""
-        return self.keys[layer][:, first:stop]
+    def scan_part(self, layer: int, first: int, stop: int, group: int | None = None) -> torch.Tensor:
+        """Keys of pages first..stop-1 alone, [G, n, T, D]; of one key-value head [1, n, T, D]."""
+        heads = slice(None) if group is None else slice(group, group + 1)
+        return self.keys[layer][heads, first:stop]
 
     def scan_head(self, layer: int, group: int) -> torch.Tensor | KeyIndex:
         """Keys of one key-value head for scoring, [1, P, T, D], or their 8-bit index."""
-        return self.scan(layer)[group : group + 1]
+        return self.scan_part(layer, 0, self.n_pages, group)
 
     def staged(self, rows: Sequence[torch.Tensor]) -> tuple["Pages", Sequence[torch.Tensor]]:
         """The sink and some pages where the model runs, and the rows as numbers of pages there.

@@ -17,6 +17,10 @@ MOST_RUNS = 64
 """More runs than this, and neighbours that are short are copied together."""
 
 
+STEP = 256
+"""Pages that are copied at a time: when they are read from disk, they are summed up first, and stay in the processor's cache."""
+
+
 class Run(NamedTuple):
     """Pages first..stop-1 of some pages; documents lie whole within it."""
 
@@ -138,11 +142,12 @@ def onto(pages: Pages, device: torch.device) -> Pages:
         found: list[torch.Tensor] = []
         at = 0
         for run in runs:
-            read = run.pages.read(layer, run.first, run.stop)
-            found = found or [t.new_empty(t.shape[0], pages.n_pages, *t.shape[2:], device=device) for t in read]
-            for own, part in zip(found, read, strict=True):
-                own[:, at : at + run.n_pages] = part
-            at += run.n_pages
+            for first in range(run.first, run.stop, STEP):
+                read = run.pages.read(layer, first, min(first + STEP, run.stop))
+                found = found or [t.new_empty(t.shape[0], pages.n_pages, *t.shape[2:], device=device) for t in read]
+                for own, part in zip(found, read, strict=True):
+                    own[:, at : at + part.shape[1]] = part
+                at += read[0].shape[1]
         keys.append(found[0])
         values.append(found[1])
     summaries = [summary.to(device) for summary in pages.summaries]
@@ -220,8 +225,7 @@ class StitchedPages(Pages):
 
     def scan_head(self, layer: int, group: int) -> torch.Tensor:
         """See `Pages.scan_head`: a copy where there are several runs, of this head's keys alone."""
-        found = [run.pages.scan_part(layer, run.first, run.stop)[group : group + 1] for run in self.runs]
-        return _together(found)
+        return _together([run.pages.scan_part(layer, run.first, run.stop, group) for run in self.runs])
 
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pages.take`."""
@@ -234,9 +238,10 @@ class StitchedPages(Pages):
         back = torch.cat(order).argsort()
         return _together([pair[0] for pair in found])[:, back], _together([pair[1] for pair in found])[:, back]
 
-    def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
-        """Keys of pages first..stop-1 alone, [G, n, T, D]."""
-        return self.part(first, stop).scan(layer)
+    def scan_part(self, layer: int, first: int, stop: int, group: int | None = None) -> torch.Tensor:
+        """See `Pages.scan_part`: a copy where there are several runs."""
+        runs = _flat(Run(self, first, stop))
+        return _together([run.pages.scan_part(layer, run.first, run.stop, group) for run in runs])
 
     def read(self, layer: int, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pages first..stop-1, [G, n, T, D] each: a copy where there are several runs."""

@@ -85,20 +85,16 @@ class TieredPages(Pages):
         found = self._index.get((layer, group))
         if found is None:
             parts = [
-                indexed(
-                    self.below.scan_part(layer, at, min(at + AT_ONCE, self.n_pages))[group : group + 1].to(
-                        self._stage.device
-                    )
-                )
+                indexed(self.below.scan_part(layer, at, min(at + AT_ONCE, self.n_pages), group).to(self._stage.device))
                 for at in range(0, self.n_pages, AT_ONCE)
             ]
             found = KeyIndex(torch.cat([part.codes for part in parts], 1), torch.cat([part.scale for part in parts], 1))
             self._index[layer, group] = found
         return found
 
-    def scan_part(self, layer: int, first: int, stop: int) -> torch.Tensor:
-        """Keys of pages first..stop-1 alone, [G, n, T, D]: a copy for as long as it is used."""
-        return self.below.scan_part(layer, first, stop).to(self._stage.device)
+    def scan_part(self, layer: int, first: int, stop: int, group: int | None = None) -> torch.Tensor:
+        """See `Pages.scan_part`: a copy for as long as it is used."""
+        return self.below.scan_part(layer, first, stop, group).to(self._stage.device)
 
     def read(self, layer: int, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pages first..stop-1, [G, n, T, D] each, on the host."""

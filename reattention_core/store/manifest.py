@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from reattention_core.errors import CacheVersionError, CorpusNotFoundError, CorruptCacheError
 from reattention_core.store import disk
 
-VERSION = 1
-"""Of the format. A second one will come with a function that makes a corpus of the first into one of its own."""
+VERSION = 2
+"""Of the format; the first was never released. A third will come with a function that makes a corpus of this one into its own."""
 
 FILE = "manifest.json"
 PACK_FILE = "pack.json"

@@ -1,7 +1,7 @@
 """One pack on disk: documents that were read together, written once and never changed; knows no corpus and no names.
 
 pages.safetensors   keys.000, values.000, keys.001, … [G, P, 32, D]; page 0 is the sink's; mapped, not read, when opened
-tables.safetensors  spans [N, 2], checksums of pages [2, L, P], summaries.000 … [H, C, D]
+tables.safetensors  spans [N, 2], sums.000 … [2, G, C] of keys and of values, summaries.000 … [H, C, D]
 texts.json          title and text of each document
 pack.json           fingerprint, keys and lengths of the documents, lengths and checksums of the files: written last
 """
@@ -23,7 +23,7 @@ from reattention_core.errors import CorruptCacheError, PartialCacheError
 from reattention_core.sources import ReadDocument
 from reattention_core.store import disk
 from reattention_core.store.manifest import PACK_FILE, PAGES, TABLES, TEXTS, PackManifest, PackUse, Segment, parsed
-from reattention_core.store.mapped import MappedPages, page_sums
+from reattention_core.store.mapped import MappedPages, block_sums, blocks_for
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 ALIGNED = 4096
@@ -71,11 +71,10 @@ def write_pack(
             runs[-1] = runs[-1]._replace(stop=stop)
         else:
             runs.append(Run(pages, first, stop))
-    sums = torch.empty(2, pages.n_layers, sum(run.n_pages for run in runs), dtype=torch.int64)
-    header = _header(pages, sums.shape[2])
+    header, sums = _header(pages, sum(run.n_pages for run in runs)), dict[str, torch.Tensor]()
     disk.write(folder / PAGES, (header, *_payload(runs, sums)))
     spans = torch.cat([torch.empty(0, 2, dtype=torch.int32), *(document.spans for document in documents)])
-    tables = {"spans": spans, "sums": sums, **_summaries(runs)}
+    tables = {"spans": spans, **sums, **_summaries(runs)}
     written = {TABLES: save(tables), TEXTS: disk.to_json([[d.document.title, d.document.text] for d in documents])}
     for file, data in written.items():
         disk.write(folder / file, (data,))
@@ -115,14 +114,15 @@ def _header(pages: Pages, n_pages: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _payload(runs: Sequence[Run], sums: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of all tensors in order, one at a time; fills in the checksums [2, L, P] on the way."""
+def _payload(runs: Sequence[Run], sums: dict[str, torch.Tensor]) -> Iterator[memoryview]:
+    """The bytes of all tensors in order, one at a time; fills in each layer's checksums [2, G, C] on the way."""
     for layer in range(runs[0].pages.n_layers):
-        read = [run.pages.read(layer, run.first, run.stop) for run in runs]
+        read, found = [run.pages.read(layer, run.first, run.stop) for run in runs], []
         for which in range(2):
             tensor = torch.cat([pair[which].cpu() for pair in read], 1)
-            sums[which, layer] = page_sums(tensor)
+            found.append(block_sums(tensor))
             yield memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        sums[f"sums.{layer:03}"] = torch.stack(found)
 
 
 def _summaries(runs: Sequence[Run]) -> dict[str, torch.Tensor]:
@@ -154,20 +154,25 @@ def open_pack(folder: Path, use: PackUse, identity: str) -> Pack:
     lengths = [segment.n_tokens for segment in manifest.segments]
     layout = lay_out(lengths)
     with safe_open(folder / TABLES, framework="pt", device="cpu") as file:
-        spans, sums = file.get_tensor("spans"), file.get_tensor("sums")
+        spans = file.get_tensor("spans")
+        sums = [file.get_tensor(f"sums.{layer:03}").clone() for layer in range(manifest.layers)]
         names = [f"summaries.{layer:03}" for layer in range(manifest.layers)] if manifest.summary_size else []
         summaries = [file.get_tensor(name).clone() for name in names]
     n_pages = len(layout.first)
-    shapes = spans.shape == (sum(lengths), 2) and sums.shape == (2, manifest.layers, n_pages)
-    if not shapes or (spans.dtype, sums.dtype) != (torch.int32, torch.int64):
+    if (spans.shape, spans.dtype) != ((sum(lengths), 2), torch.int32):
         raise ValueError("the tables do not fit the documents")
     with safe_open(folder / PAGES, framework="pt", device="cpu") as file:
         keys = [file.get_tensor(f"keys.{layer:03}") for layer in range(manifest.layers)]
         values = [file.get_tensor(f"values.{layer:03}") for layer in range(manifest.layers)]
     if any(t.dim() != 4 or t.shape[1:3] != (n_pages, PAGE) or t.dtype not in DTYPES for t in (*keys, *values)):
         raise ValueError("a layer's pages do not fit the documents")
+    shapes = [(2, key.shape[0], blocks_for(n_pages)) for key in keys]
+    if [(s.shape, s.dtype) for s in sums] != [(shape, torch.int64) for shape in shapes]:
+        raise ValueError("the checksums do not fit the pages")
+    if [key.shape[0] for key in keys] != [value.shape[0] for value in values]:
+        raise ValueError("a layer has keys and values of different heads")
     pages = MappedPages(
-        keys, values, layout.filled, layout.first, summaries, manifest.summary_size, sums.clone(), str(folder / PAGES)
+        keys, values, layout.filled, layout.first, summaries, manifest.summary_size, sums, str(folder / PAGES)
     )
     texts = [(str(title), str(text)) for title, text in json.loads(data[TEXTS])]
     if len(texts) != len(lengths):

@@ -22,6 +22,7 @@ from reattention_core.errors import (
     CancelledError,
     CorpusExistsError,
     CorpusNotFoundError,
+    CorruptCacheError,
     InvalidRequestError,
 )
 from reattention_core.models.fingerprint import fingerprint
@@ -126,15 +127,36 @@ def test_a_corpus_can_be_opened_by_another_engine_on_an_equal_model_in_another_p
 
 def test_opening_reads_no_keys_from_disk(shelf: Store, root: Path) -> None:
     """What is written to the file after opening is what is read: pages are mapped."""
-    save(shelf, "c", made("a"))
+    save(shelf, "c", made("a", (40, 530)))
     opened = load(shelf, "c")
     (pack,) = packs(root)
     with (pack / "pages.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\0\0\x80\x3f")
-    with pytest.raises(Exception, match="is damaged: values of layer 1, page 3"):
-        opened.pages.read(1, 0, 4)
-    assert opened.pages.read(1, 0, 3)[1].shape == (2, 3, 32, 8)
+    with pytest.raises(Exception, match="is damaged: values of layer 1, head 1, pages 16 to 19"):
+        opened.pages.read(1, 0, 20)
+    assert opened.pages.read(1, 0, 16)[1].shape == (2, 16, 32, 8)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_scan_of_one_head_reads_no_others(shelf: Store, root: Path, parts: int) -> None:
+    """What is damaged in another head's keys is not met."""
+    what = made("a", (40, 530))
+    with shelf.draft("c", ABOUT) as draft:
+        together = [what.documents] if parts == 1 else [[document] for document in what.documents]
+        draft.publish(what.pages, [read for some in together for read in draft.write(what.pages, some)])
+    assert len(packs(root)) == parts
+    for pack in packs(root):
+        data = bytearray((pack / "pages.safetensors").read_bytes())
+        data[4096] ^= 1  # in the first layer's keys, head 0, page 0
+        (pack / "pages.safetensors").write_bytes(data)
+    pages = load(shelf, "c").pages
+    assert torch.equal(pages.scan_head(0, 1)[0], what.pages.scan(0)[1])
+    assert torch.equal(pages.scan_part(0, 2, 10, 1), what.pages.scan_part(0, 2, 10)[1:])
+    assert torch.equal(pages.scan(1), what.pages.scan(1))
+    for scan in (lambda: pages.scan_head(0, 0), lambda: pages.scan(0)):
+        with pytest.raises(CorruptCacheError, match="keys of layer 0, head 0, pages 0 to"):
+            scan()
 
 
 def test_asking_writes_nothing(corpus: Corpus, engine: Engine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A corpus of format version 1, as it was written when that was new, kept in `golden`: it must open for ever.
+"""A corpus of the format as it is now, as it was written when that was new, kept in `golden`: it must open for ever.
 
 `python -m tests.reliability.golden` wrote it. It is written anew only together with a new version of the format, under
 another name, so that the old one stays.
@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 from reattention_core.store import Store
+from reattention_core.store.manifest import VERSION
 from tests.reliability.shelf import Made, made, save
 
-ROOT = Path(__file__).parent / "golden" / "version-1"
+ROOT = Path(__file__).parent / "golden" / f"version-{VERSION}"
 
 
 def content() -> Made:

@@ -26,16 +26,16 @@ def test_the_table_has_a_row_for_every_fault_and_no_others() -> None:
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows_of_docs()] == [fault.name for fault in FAULTS]
 
 
-def test_a_corpus_of_version_1_opens_for_ever(tmp_path: Path) -> None:
+def test_a_corpus_of_version_2_opens_for_ever(tmp_path: Path) -> None:
     root = shutil.copytree(golden.ROOT, tmp_path / "store")
     store = Store(root)
     found = load(store, "c")
-    assert found.manifest.version == 1
+    assert found.manifest.version == 2
     assert holds(found, golden.content())
     store.verify("c")
 
 
-def test_what_is_written_now_has_the_form_of_version_1(tmp_path: Path) -> None:
+def test_what_is_written_now_has_the_form_of_version_2(tmp_path: Path) -> None:
     """But for the names of packs: whoever changes the format has to count its version up, and to keep the golden file."""
     save(Store(tmp_path / "store"), "c", golden.content())
     written, kept = files_of(tmp_path / "store", "c"), files_of(golden.ROOT, "c")
