@@ -30,6 +30,10 @@ Stop = Annotated[
 """Up to 16 strings that end a text."""
 
 
+Budget = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)]
+"""Bytes, or a share of what is free."""
+
+
 class Config(BaseModel):
     """How an engine reads documents and asks its model.
 
@@ -47,6 +51,11 @@ class Config(BaseModel):
         prefix_bytes: memory, on the model's device, for what was read of prompts without a corpus (their beginnings, and long
             texts that they asked something of), so that the next prompt that has it need not read it again; when left out, a
             quarter of what is free when the engine is made. 0 keeps nothing.
+        device_bytes: memory, where the model runs, for keys and values of corpora and for the indexes of those in lower tiers;
+            bytes, or a share (0.5) of what is free when the engine is made; all that is free when left out. A corpus without
+            room there goes to the host's memory, or further to the disk if it has a name.
+        host_bytes: memory of the host for keys and values of corpora, in the same way. A CPU has a host tier only where
+            `device_bytes` is set.
         max_waiting: requests that may wait for the model at a time; one more is refused.
         cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker;
             for models whose weights and cached keys are of one type.
@@ -63,6 +72,8 @@ class Config(BaseModel):
     reach: int = Field(default=2048, ge=32)
     ingest_tokens: int | None = Field(default=None, ge=32)
     prefix_bytes: int | None = Field(default=None, ge=0)
+    device_bytes: Budget | None = None
+    host_bytes: Budget | None = None
     max_waiting: int = Field(default=64, ge=0)
     cuda_graphs: bool = True
 

@@ -42,6 +42,7 @@ from reattention_core.structured.call_syntax import call_syntax
 from reattention_core.structured.constraint import Grammars
 from reattention_core.structured.structure import Shape, Structure
 from reattention_core.texts import Texts
+from reattention_core.tiers import Tiers
 from reattention_core.tokens import PlainTokenizer
 from reattention_core.turns import Turns
 
@@ -70,6 +71,7 @@ class Engine:
         turns: who has the model, and who waits.
         tally: what was done so far.
         folder: of saved corpora.
+        tiers: where corpora lie, and what they may take.
 
     Raises:
         UnsupportedModelError: the model cannot be attached; the message says why.
@@ -98,6 +100,7 @@ class Engine:
         self.prefixes, self.texts = PrefixTree(kept), Texts(kept)
         self.folder = Path(store) if store is not None else home() / "corpora"
         self.store = Store(self.folder)
+        self.tiers = Tiers(self)
 
     @classmethod
     def from_pretrained(

@@ -81,22 +81,12 @@ class Ingest:
         Raises:
             CancelledError: between two forward passes.
         """
-        n, first = len(self._layout.lengths), 0
-        while first < n:
-            stop = n if finished is None else self._group(first)
-            self._read_group(range(first, stop))
+        lengths = self._layout.lengths
+        for group in [range(len(lengths))] if finished is None else groups(lengths, self._batch_tokens):
+            self._read_group(group)
             if finished is not None:
-                finished(first, stop)
-            first = stop
+                finished(group.start, group.stop)
         return self.pages
-
-    def _group(self, first: int) -> int:
-        """The document behind the last one of a group that begins with a document."""
-        tokens, stop = 0, first
-        while stop < len(self._layout.lengths) and tokens < GROUP * self._batch_tokens:
-            tokens += self._layout.lengths[stop]
-            stop += 1
-        return stop
 
     def _read_group(self, numbers: Sequence[int]) -> None:
         """Read some documents, those of about the same length in one batch."""
@@ -181,6 +171,17 @@ class Ingest:
                 query, keys[row, :, :n], values[row, :, :n], attachment.rotations[index], attachment.scaling[index]
             )
             self.pages.summarise(index, self._layout.starts[number], summary)
+
+
+def groups(lengths: Sequence[int], batch_tokens: int) -> list[range]:
+    """The numbers of documents that are read together: about `GROUP` forward passes of so many tokens."""
+    found, tokens, first = list[range](), 0, 0
+    for number, length in enumerate(lengths):
+        tokens += length
+        if tokens >= GROUP * batch_tokens or number == len(lengths) - 1:
+            found.append(range(first, number + 1))
+            tokens, first = 0, number + 1
+    return found
 
 
 def read_sink(

@@ -34,26 +34,6 @@ class MemoryPlan:
     free: int
     device: str
 
-    @property
-    def lacking(self) -> int:
-        """Bytes more that would have to be free."""
-        return max(0, self.pages + self.working - int(self.free * (1 - RESERVE)))
-
-    def check(self) -> None:
-        """Refuse what cannot fit.
-
-        Raises:
-            CapacityError: with both numbers.
-        """
-        needed = self.pages + self.working
-        if self.lacking:
-            raise CapacityError(
-                f"this corpus needs {needed:,} bytes on {self.device} ({self.pages:,} for its pages, about {self.working:,} to "
-                f"read them), and {self.free:,} are free: ingest fewer documents, choose a smaller cache_dtype or free memory",
-                needed=needed,
-                free=self.free,
-            )
-
 
 def plan(
     attachment: Attachment, layout: Layout, dtype: torch.dtype, batch_tokens: int, selecting: bool = False

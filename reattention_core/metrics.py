@@ -61,6 +61,17 @@ def _metrics(stats: Stats) -> Iterator[Metric]:
     prefixes.add_metric(["yes"], stats.prefix_hits)
     prefixes.add_metric(["no"], stats.prefix_misses)
     yield prefixes
+    staged = CounterMetricFamily(
+        "reattention_staged_pages", "Pages in lower tiers that were read.", labels=["staged_before"]
+    )
+    staged.add_metric(["yes"], stats.staged_hits)
+    staged.add_metric(["no"], stats.staged_misses)
+    yield staged
+    limits = GaugeMetricFamily("reattention_corpora_bytes_limit", "The most corpora may take, if set.", labels=["tier"])
+    for tier, limit in stats.corpora_bytes_limit.items():
+        if limit is not None:
+            limits.add_metric([tier], limit)
+    yield limits
     answered = stats.requests["answered"]
     for name, text, seconds in (
         ("answer", "From the call to the end of an answer.", stats.answer_seconds),
@@ -69,6 +80,7 @@ def _metrics(stats: Stats) -> Iterator[Metric]:
         yield SummaryMetricFamily(f"reattention_{name}_seconds", text, count_value=answered, sum_value=seconds)
     for name, text, value in (
         ("prefix_evictions", "What was dropped of prompts' beginnings to make room.", stats.prefix_evictions),
+        ("corpora_evictions", "Corpora that went to a lower tier to make room.", stats.corpora_evictions),
         ("refused", "Requests sent away because too many waited.", stats.refused),
         ("waited_seconds", "That all waited for the model.", stats.waited_seconds),
         ("ran_seconds", "That the model was had.", stats.ran_seconds),

@@ -27,11 +27,13 @@ LARGEST = {torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 def opened(engine: "Engine", name: str) -> Corpus:
     """See `Engine.open`."""
     with within_memory():
-        saved = engine.store.load(name, engine.identity, engine.attachment.model.device)
+        saved = engine.store.load(name, engine.identity, torch.device("cpu"))
     _check_canary(engine, name, saved.pages)
+    with engine.busy(), within_memory():
+        pages = engine.tiers.place(saved.pages)
     about = saved.manifest
     selector = summing_rule(about.rule, about.summary_size)
-    return Corpus(engine, name, saved.pages, saved.documents, about.mode, (), selector, about.generation)
+    return Corpus(engine, name, pages, saved.documents, about.mode, (), selector, about.generation)
 
 
 def _check_canary(engine: "Engine", name: str, pages: Pages) -> None:

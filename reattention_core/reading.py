@@ -5,17 +5,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from reattention_core.cache.layout import lay_out
-from reattention_core.cache.pages import Pages
-from reattention_core.cache.stitched import onto
+from reattention_core.cache.layout import Layout, lay_out
+from reattention_core.cache.pages import Pages, pages_for
 from reattention_core.documents import Document
 from reattention_core.edition import assembled
-from reattention_core.ingest import Ingest
+from reattention_core.ingest import Ingest, groups
 from reattention_core.memory import batch_tokens, plan, within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress, reporting
 from reattention_core.select import Consensus, LongHeads, ReAttention, Selector
 from reattention_core.sources import ReadDocument
+from reattention_core.spilling import spilled
 from reattention_core.store.about import About
 
 if TYPE_CHECKING:
@@ -96,9 +96,8 @@ def obtain(
         found = {n: (documents[n], *part) for n, part in enumerate(known) if part is not None}
     if found:
         pages, read = assembled(next(iter(found.values()))[2], found.values())
-        with within_memory():
-            device = engine.attachment.model.device
-            pages = pages if device.type == "cpu" else onto(pages, device)
+        with engine.busy(how.cancelled), within_memory():
+            pages = engine.tiers.place(pages)
         sink = sink or pages
         found = {n: (documents[n], one, pages) for n, one in zip(found, read, strict=True)}
     fresh = [document for number, document in enumerate(documents) if number not in found]
@@ -135,32 +134,40 @@ def read_documents(
         engine.prefixes.fixed(),  # what is free was counted
     ):
         at_once = engine.config.ingest_tokens or batch_tokens(engine.attachment)
-        needs = engine.attachment, layout, engine.cache_dtype, at_once, how.mode == "joint"
-        memory = plan(*needs)
-        if memory.lacking:
-            engine.prefixes.release(memory.lacking)
-            memory = plan(*needs)
-        memory.check()
+        memory = plan(engine.attachment, layout, engine.cache_dtype, at_once, how.mode == "joint")
+        together, page_bytes = groups(layout.lengths, at_once), memory.pages // len(layout.first)
+        largest = max(sum(map(pages_for, layout.lengths[g.start : g.stop])) for g in together) * page_bytes
+        tier = engine.tiers.choose(memory, len(layout.first), largest, how.mode == "independent", draft is not None)
         if draft is not None:
             draft.check_room(memory.pages)
-        ingest = Ingest(
-            engine.attachment,
-            engine.sink_page(selector, how.cancelled) if sink is None else sink,
-            ids,
-            layout,
-            selector,
-            engine.cache_dtype,
-            engine.config.reach,
-            at_once,
-            report,
-            between,
-        )
+        sink = engine.sink_page(selector, how.cancelled) if sink is None else sink
 
-        def finished(first: int, stop: int) -> None:
-            assert draft is not None
-            placed[first:stop] = draft.write(ingest.pages, placed[first:stop])
+        def reading(numbers: range, own: Layout) -> Ingest:
+            return Ingest(
+                engine.attachment,
+                sink,
+                ids[numbers.start : numbers.stop],
+                own,
+                selector,
+                engine.cache_dtype,
+                engine.config.reach,
+                at_once,
+                report,
+                between,
+            )
 
-        pages = ingest.joint() if how.mode == "joint" else ingest.independent(finished if draft else None)
+        if tier != "device":
+            pages, placed = spilled(engine, placed, layout, together, reading, draft, tier == "disk")
+        elif how.mode == "joint":
+            pages = reading(range(len(ids)), layout).joint()
+        else:
+            ingest = reading(range(len(ids)), layout)
+
+            def finished(first: int, stop: int) -> None:
+                assert draft is not None
+                placed[first:stop] = draft.write(ingest.pages, placed[first:stop])
+
+            pages = ingest.independent(finished if draft else None)
     engine.tally.add(read=sum(map(len, ids)))
     return pages, placed
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from reattention_core.cache.stitched import underlying
-
 if TYPE_CHECKING:
     from reattention_core.corpus import Corpus
     from reattention_core.engine import Engine
@@ -23,8 +21,14 @@ class Stats(BaseModel):
 
     Attributes:
         bytes: by tier and by what it holds. `device`, where the model runs: `weights`, the `corpora` that are open (what
-            several share is counted once), and `prefixes`, what is kept of prompts. `disk`: `mapped`, open corpora that are
+            several share is counted once), the `index` of those in lower tiers, the pages of these that are `staged`, and
+            `prefixes`, what is kept of prompts. `host`: the `corpora` that lie there. `disk`: `mapped`, open corpora that are
             read from disk page by page, and `saved`, every file in the engine's folder.
+        corpora_bytes_limit: by tier, the most that corpora may take (`Config.device_bytes`, `host_bytes`); None for all that is
+            free.
+        corpora_evictions: corpora that went to a lower tier to make room for others.
+        staged_hits: pages in lower tiers that questions read and that were staged already.
+        staged_misses: such pages that had to be brought.
         prefix_bytes_limit: the most that prefixes may take.
         prefix_hits: prompts without a corpus of which something was known.
         prefix_misses: such prompts of which nothing was.
@@ -46,6 +50,10 @@ class Stats(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     bytes: dict[str, dict[str, int]]
+    corpora_bytes_limit: dict[str, int | None]
+    corpora_evictions: int
+    staged_hits: int
+    staged_misses: int
     prefix_bytes_limit: int
     prefix_hits: int
     prefix_misses: int
@@ -93,20 +101,24 @@ def measured(engine: "Engine") -> Stats:
     """The numbers of an engine now."""
     kept, prefixes, turns = engine.prefixes.kept, engine.prefixes, engine.turns
     sums, corpora = engine.tally.look()
-    held = {id(own): own for corpus in corpora for own in underlying(corpus.pages)}.values()
+    tiers, held = engine.tiers, engine.tiers.held(corpora)
     counts = {name: int(sums[name]) for name in (*OUTCOMES, "read", "cached", "written")}
     return Stats(
         bytes={
             "device": {
                 "weights": sum(parameter.nbytes for parameter in engine.attachment.model.parameters()),
-                "corpora": sum(pages.nbytes for pages in held if not pages.mapped),
+                "corpora": held.device,
+                "index": held.index,
+                "staged": tiers.stage.nbytes,
                 "prefixes": kept.nbytes,
             },
-            "disk": {
-                "mapped": sum(pages.nbytes for pages in held if pages.mapped),
-                "saved": _bytes_in(engine.folder),
-            },
+            "host": {"corpora": held.host},
+            "disk": {"mapped": held.mapped, "saved": _bytes_in(engine.folder)},
         },
+        corpora_bytes_limit=tiers.limits,
+        corpora_evictions=tiers.evictions,
+        staged_hits=tiers.stage.hits,
+        staged_misses=tiers.stage.misses,
         prefix_bytes_limit=kept.limit,
         prefix_hits=prefixes.hits,
         prefix_misses=prefixes.misses,

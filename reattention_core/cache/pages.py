@@ -165,6 +165,16 @@ class Pages:
         ):
             own[:, :1] = given[:, :1]
 
+    def hold(self, first: int, other: "Pages") -> None:
+        """Copy all pages of another corpus but its sink, with their summaries, to pages first.. of this one."""
+        many = other.n_pages - 1
+        for own, given in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            own[:, first : first + many] = given[:, 1:]
+        if self.summaries:
+            chunk = int(self.chunks(self.summary_size)[first])
+            for own, given in zip(self.summaries, other.summaries, strict=True):
+                own[:, chunk : chunk + given.shape[1] - 1] = given[:, 1:]
+
     def before(self, page: int) -> "Pages":
         """The pages before one, as views of the same storage."""
         return self.part(0, page)

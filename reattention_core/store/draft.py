@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.documents import Document
+from reattention_core.edition import assembled
 from reattention_core.errors import (
     CorpusError,
     CorpusExistsError,
@@ -137,6 +138,18 @@ class Draft:
         """
         keys = self._about.keys([document.document for document in documents])
         return self._write(pages, documents, keys)
+
+    def mapped(self, documents: Sequence[ReadDocument]) -> tuple[Pages, list[ReadDocument]]:
+        """Documents that this draft wrote, mapped from disk where they lie."""
+        places = [document.saved for document in documents if document.saved is not None]
+        with self._writing():
+            packs = {place.pack: self._packs / place.pack for place in places}
+            opened = {name: open_pack(folder, self._uses[name], self._about.identity) for name, folder in packs.items()}
+        parts = [
+            (d.document, replace(d, start=opened[place.pack].starts[place.number]), opened[place.pack].pages)
+            for d, place in zip(documents, places, strict=True)
+        ]
+        return assembled(parts[0][2], parts)
 
     def publish(self, pages: Pages, documents: Sequence[ReadDocument]) -> tuple[Manifest, list[ReadDocument]]:
         """Make this the corpus of the name, at one moment.

@@ -43,7 +43,8 @@ def stored(corpora: list[Corpus]) -> int:
 def test_bytes_are_those_of_the_tensors_and_files(small: Engine, tmp_path: Path) -> None:
     parameters = sum(p.numel() * 4 for p in small.attachment.model.parameters())
     assert small.stats().bytes == {
-        "device": {"weights": parameters, "corpora": 0, "prefixes": 0},
+        "device": {"weights": parameters, "corpora": 0, "index": 0, "staged": 0, "prefixes": 0},
+        "host": {"corpora": 0},
         "disk": {"mapped": 0, "saved": 0},
     }
     one = small.ingest(DOCUMENTS[:2], name="one", progress=False)

@@ -1,0 +1,185 @@
+"""Which tier a corpus's keys and values go to, and what goes down when another needs its place; knows no documents.
+
+device   where the model runs: attention reads them where they lie
+host     memory of the host, pinned where a GPU reads it; on the device only an index (`cache.tiered`)
+disk     the files of a saved corpus, mapped; likewise
+
+A CPU has no host tier of its own unless `device_bytes` draws a line between the two: there both are one memory.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from reattention_core import memory
+from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.pinned import pinned
+from reattention_core.cache.stage import Stage
+from reattention_core.cache.stitched import onto, underlying
+from reattention_core.cache.tiered import TieredPages
+from reattention_core.errors import CapacityError
+from reattention_core.memory import RESERVE, MemoryPlan
+from reattention_core.select import Consensus
+
+if TYPE_CHECKING:
+    from reattention_core.corpus import Corpus
+    from reattention_core.engine import Engine
+
+Tier = Literal["device", "host", "disk"]
+
+CPU = torch.device("cpu")
+
+STAGED = 1024
+"""Pages that a question brings to the device at most, as far as memory is planned for: `consensus` brings about 800."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of some corpora by where they are, what several share counted once.
+
+    Attributes:
+        device: keys and values where the model runs.
+        index: what is there of corpora in lower tiers.
+        host: keys and values on the host.
+        mapped: likewise on disk.
+    """
+
+    device: int
+    index: int
+    host: int
+    mapped: int
+
+
+class Tiers:
+    """The tiers of an engine. Changes are for who has the model (`Engine.busy`).
+
+    Args:
+        engine: whose.
+
+    Attributes:
+        stage: where pages of lower tiers are read.
+        limits: bytes that corpora may take on the device and on the host; None for all that is free.
+        evictions: corpora that went down to make room for others.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine, self._device = engine, engine.attachment.model.device
+        self.stage, self.evictions = Stage(self._device), 0
+        settings, free = engine.config, {"device": self._device, "host": CPU}
+        budgets = {"device": settings.device_bytes, "host": settings.host_bytes}
+        self.limits = {
+            tier: int(budget * memory.free_bytes(free[tier])) if isinstance(budget, float) else budget
+            for tier, budget in budgets.items()
+        }
+        self._has_host = self._device != CPU or settings.device_bytes is not None
+
+    def held(self, corpora: "list[Corpus]") -> Held:
+        """What some open corpora take."""
+        all_pages = [corpus.pages for corpus in corpora]
+        tiered = [pages for pages in all_pages if isinstance(pages, TieredPages)]
+        below = {id(own): own for pages in tiered for own in underlying(pages)}
+        beside = {id(own): own for pages in all_pages if pages.below is None for own in underlying(pages)}
+        return Held(
+            device=sum(own.nbytes for own in beside.values() if not own.mapped),
+            index=sum(pages.index_bytes for pages in tiered),
+            host=sum(own.nbytes for own in below.values() if not own.mapped),
+            mapped=sum(own.nbytes for own in {**below, **beside}.values() if own.mapped),
+        )
+
+    def room(self, tier: Tier) -> int:
+        """Bytes that corpora may still take in a tier."""
+        limit = self.limits[tier]
+        if limit is None:
+            return self._free(tier)
+        held = self.held(self._engine.tally.look()[1])
+        used = held.host if tier == "host" else held.device + held.index
+        return max(0, min(self._free(tier), limit - used))
+
+    def _free(self, tier: Tier) -> int:
+        return int(memory.free_bytes(self._device if tier == "device" else CPU) * (1 - RESERVE))
+
+    def index_bytes(self, n_pages: int) -> int:
+        """What a corpus in a lower tier takes on the device once it was asked something: index and tables."""
+        attachment, dims = self._engine.attachment, 0
+        heads = self._engine.heads[: Consensus().heads]
+        for layer, _ in {(head.layer, self._group(head.layer, head.head)) for head in heads}:
+            dims += attachment.shapes[layer][1] * PAGE + 4
+        return n_pages * (dims + 2 * 8)
+
+    def _group(self, layer: int, head: int) -> int:
+        attachment = self._engine.attachment
+        return head // (attachment.query_shapes[layer][0] // attachment.shapes[layer][0])
+
+    def choose(self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool) -> Tier:
+        """The highest tier with room for documents that are about to be read.
+
+        Args:
+            plan: what reading them takes.
+            n_pages: of all documents.
+            group: bytes of the pages that are read together, where they go to a lower tier.
+            independent: whether they are read one by one; others are all needed while they are read.
+            durable: whether they are saved, so that the disk can be their tier.
+
+        Raises:
+            CapacityError: no tier has; says what each would have needed and what is free.
+        """
+        if self.make_room("device", plan.pages, plan.working):
+            return "device"
+        needed = plan.pages + plan.working
+        message = (
+            f"this corpus needs {needed:,} bytes on {plan.device} (tier device): {plan.pages:,} for its pages and about "
+            f"{plan.working:,} to read them; {plan.free:,} are free, and {self.room('device'):,} may be taken by corpora"
+        )
+        if independent and self.make_room("device", 0, plan.working + group):
+            index = self.index_bytes(n_pages)
+            if self.make_room("device", index, plan.working + group):
+                if self.make_room("host", plan.pages):
+                    return "host"
+                if durable:
+                    return "disk"
+                message += (
+                    f". In tier host it needs {plan.pages:,} and {self.room('host') * self._has_host:,} may be taken; tier disk "
+                    "is for corpora with a name"
+                )
+            else:
+                message += f". In the tiers below its index alone needs {index:,} there"
+        raise CapacityError(
+            f"{message}. Ingest fewer documents, choose a smaller cache_dtype or ingest_tokens, raise device_bytes or "
+            "host_bytes, or free memory",
+            needed=needed,
+            free=plan.free,
+        )
+
+    def place(self, pages: Pages) -> Pages:
+        """Pages that were mapped from disk in the highest tier with room.
+
+        Raises:
+            CapacityError: not even their index has room on the device.
+        """
+        if self._device == CPU:  # where they are mapped they can be read at once
+            return pages if self.room("device") >= pages.nbytes else TieredPages(pages, self.stage)
+        if self.make_room("device", pages.nbytes):
+            return onto(pages, self._device)
+        index, staged = self.index_bytes(pages.n_pages), min(pages.n_pages, STAGED) * pages.page_bytes
+        if not self.make_room("device", index, staged):
+            free = self.room("device")
+            raise CapacityError(
+                f"this corpus needs {index:,} bytes on {self._device} (tier device) for its index alone and {staged:,} for the "
+                f"pages of a question, and {free:,} may be taken: raise device_bytes, close other corpora or free memory",
+                needed=index + staged,
+                free=free,
+            )
+        return TieredPages(pinned(onto(pages, CPU)) if self.make_room("host", pages.nbytes) else pages, self.stage)
+
+    def make_room(self, tier: Tier, needed: int, beside: int = 0) -> bool:
+        """Have room for so many bytes of corpora in a tier, and for so many of something else for a while, if that can be."""
+        if tier == "host" and not self._has_host:
+            return False
+
+        def lacking() -> int:
+            return max(needed - self.room(tier), needed + beside - self._free(tier), 0)
+
+        if tier == "device" and lacking():
+            self._engine.prefixes.release(lacking())
+        return not lacking()
