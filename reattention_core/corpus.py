@@ -1,6 +1,7 @@
 """A corpus: documents that a model has read, open for questions and for edits."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from reattention_core.documents import Source as Readable
 from reattention_core.editing import Changes, Plan, adding, refreshing, removing, reordering
 from reattention_core.edition import Edition, assembled
 from reattention_core.errors import ContextTooLongError, EmptyPromptError, InvalidRequestError, UnreadableDocumentError
+from reattention_core.finding import found
 from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
@@ -20,7 +22,7 @@ from reattention_core.prompts import Turn, build_prompt
 from reattention_core.reading import How, Mode, drafted, obtain
 from reattention_core.request import Request
 from reattention_core.select import Consensus, Selector
-from reattention_core.sources import ReadDocument, Source, passages
+from reattention_core.sources import ReadDocument, Source
 from reattention_core.structured.structure import Structure
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Corpus:
     Attributes:
         edition: the documents and pages as they are now; never changed, but replaced by an edit.
         skipped: files that could not be read and are not in it.
+        used: when it was asked last, or made.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Corpus:
         self._engine, self.name, self.mode = engine, name, mode
         self.skipped = tuple(skipped)
         self._selector, self._editing, self._generation = selector, threading.Lock(), generation
-        self.edition = self._edition(pages, documents)
+        self.edition, self.used = self._edition(pages, documents), time.monotonic()
         engine.tally.opened(self)
 
     @classmethod
@@ -185,31 +188,7 @@ class Corpus:
             InvalidRequestError: k is not at least 1.
             CancelledError: `cancelled` said so.
         """
-        if k < 1:
-            raise InvalidRequestError(f"k is the number of passages, at least 1, got {k}")
-        engine, edition = self._engine, self._asked()
-        prompt = build_prompt(engine.tokens, engine.config, question)
-        attachment, needed = engine.attachment, len(prompt.ids) + 2 * PAGE
-        if needed > attachment.window:
-            raise ContextTooLongError(
-                f"the question takes {needed} tokens (with the sink and a page of documents), more than the model's window of "
-                f"{attachment.window}: "
-                "ask a shorter one",
-                n_tokens=needed,
-                limit=attachment.window,
-            )
-        room = max((attachment.window - needed) // PAGE, 1)
-        with engine.busy(cancelled):
-            asked = edition.question(prompt, cancelled)
-            # Two are tried together, as for an answer: that changes the order. More would only decide what to read.
-            rule = Consensus(max_passages=2)
-            ranking = rule.rank(edition.pages, asked, attachment.scaling, room)
-        shares, found = ranking.evidence.tolist(), list[Source]()
-        for passage in ranking.order:
-            found += passages(edition.documents, ranking.passages.pages(passage).tolist(), shares)
-            if len(found) >= k:
-                break
-        return found[:k]
+        return found(self._engine, self._asked(), question, k, cancelled)
 
     def add(
         self,
@@ -322,6 +301,23 @@ class Corpus:
             self.edition = self._edition(pages, placed)
             return changes
 
+    def move(self, elsewhere: Callable[[Edition, int | None], Pages | None]) -> bool:
+        """Put the same pages elsewhere; False, with nothing changed, while a question or an edit reads them.
+
+        Args:
+            elsewhere: gives the new pages for an edition and its generation on disk, or None to leave them.
+        """
+        if not self._editing.acquire(blocking=False):
+            return False
+        try:
+            old = self.edition
+            pages = None if old.held else elsewhere(old, self._generation)
+            if pages is not None:
+                self.edition = self._edition(pages, old.documents)
+            return pages is not None
+        finally:
+            self._editing.release()
+
     def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
         engine = self._engine
         return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.heads)
@@ -344,4 +340,5 @@ class Corpus:
         edition = self.edition
         if not edition.documents:
             raise EmptyPromptError("all documents of this corpus were removed: add some before asking")
+        self.used = time.monotonic()
         return edition

@@ -4,6 +4,7 @@ A corpus that is edited gets a new edition. Questions hold the edition they bega
 them, and what belongs to an old edition is freed when its last question ends.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ from reattention_core.prompts import Prompt
 from reattention_core.select.base import Head, Question
 from reattention_core.select.fixed import Recording, SinkAndLocal
 from reattention_core.sources import ReadDocument
+
+
+class Reading:
+    """One question's claim to an edition."""
 
 
 class Edition:
@@ -49,8 +54,20 @@ class Edition:
     ) -> None:
         self._attachment, self.pages, self.documents = attachment, pages, tuple(documents)
         self.memo: dict[str, Any] = {}
+        self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         self._heads = heads
         self.graphs = Graphs(attachment.shapes, attachment.window, pages, cuda_graphs)
+
+    def begin(self) -> "Reading":
+        """Say that a question reads these documents: until it lets go of what it gets, they stay where they are."""
+        reading = Reading()
+        self._readings.add(reading)
+        return reading
+
+    @property
+    def held(self) -> bool:
+        """Whether a question reads them, or waits to."""
+        return len(self._readings) > 0
 
     @property
     def n_tokens(self) -> int:

@@ -57,6 +57,7 @@ class Request:
             settings = settings.model_copy(update={"stop": ()})
         self._engine, self._prompt, self._settings = engine, prompt, settings
         self._selector, self._corpus, self._shape = selector, corpus, shape
+        self._reading = None if corpus is None else corpus.begin()
         self._calls: list[ToolCall] = []
         self._known = 0
         self._stop = threading.Event()
@@ -118,6 +119,8 @@ class Request:
         except BaseException:
             tally.add(failed=1)
             raise
+        finally:
+            self._reading = None
 
     def _tokens(self) -> tuple[int, int]:
         """Tokens that were run before the first one was drawn, and tokens that were taken from what was read before."""

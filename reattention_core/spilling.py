@@ -9,7 +9,6 @@ import torch
 from reattention_core.cache.layout import Layout, lay_out
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.cache.pinned import pinned
-from reattention_core.cache.tiered import TieredPages
 from reattention_core.ingest import Ingest
 from reattention_core.sources import ReadDocument
 
@@ -62,7 +61,7 @@ def spilled(
             host = host if device.type == "cpu" else pinned(host)
         host.hold(layout.starts[group.start] // PAGE, pages)
     if host is not None:
-        return TieredPages(host, engine.tiers.stage), placed
+        return engine.tiers.below(host), placed
     assert draft is not None
     below, placed = draft.mapped(placed)
-    return TieredPages(below, engine.tiers.stage), placed
+    return engine.tiers.below(below), placed

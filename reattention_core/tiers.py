@@ -7,7 +7,9 @@ disk     the files of a saved corpus, mapped; likewise
 A CPU has no host tier of its own unless `device_bytes` draws a line between the two: there both are one memory.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,17 +20,20 @@ from reattention_core.cache.pinned import pinned
 from reattention_core.cache.stage import Stage
 from reattention_core.cache.stitched import onto, underlying
 from reattention_core.cache.tiered import TieredPages
-from reattention_core.errors import CapacityError
+from reattention_core.errors import CapacityError, ReAttentionError
 from reattention_core.memory import RESERVE, MemoryPlan
 from reattention_core.select import Consensus
 
 if TYPE_CHECKING:
     from reattention_core.corpus import Corpus
+    from reattention_core.edition import Edition
     from reattention_core.engine import Engine
 
 Tier = Literal["device", "host", "disk"]
 
 CPU = torch.device("cpu")
+
+logger = logging.getLogger(__name__)
 
 STAGED = 1024
 """Pages that a question brings to the device at most, as far as memory is planned for: `consensus` brings about 800."""
@@ -100,16 +105,15 @@ class Tiers:
         return int(memory.free_bytes(self._device if tier == "device" else CPU) * (1 - RESERVE))
 
     def index_bytes(self, n_pages: int) -> int:
-        """What a corpus in a lower tier takes on the device once it was asked something: index and tables."""
-        attachment, dims = self._engine.attachment, 0
-        heads = self._engine.heads[: Consensus().heads]
-        for layer, _ in {(head.layer, self._group(head.layer, head.head)) for head in heads}:
-            dims += attachment.shapes[layer][1] * PAGE + 4
-        return n_pages * (dims + 2 * 8)
+        """What a corpus in a lower tier takes on the device: index and tables."""
+        shapes = self._engine.attachment.shapes
+        return n_pages * (sum(shapes[layer][1] * PAGE + 4 for layer, _ in self._indexed()) + 2 * 8)
 
-    def _group(self, layer: int, head: int) -> int:
+    def _indexed(self) -> set[tuple[int, int]]:
+        """The layer and number of every key-value head that the default rule's trusted heads read."""
         attachment = self._engine.attachment
-        return head // (attachment.query_shapes[layer][0] // attachment.shapes[layer][0])
+        repeats = [own[0] // shape[0] for own, shape in zip(attachment.query_shapes, attachment.shapes, strict=True)]
+        return {(head.layer, head.head // repeats[head.layer]) for head in self._engine.heads[: Consensus().heads]}
 
     def choose(self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool) -> Tier:
         """The highest tier with room for documents that are about to be read.
@@ -158,7 +162,7 @@ class Tiers:
             CapacityError: not even their index has room on the device.
         """
         if self._device == CPU:  # where they are mapped they can be read at once
-            return pages if self.room("device") >= pages.nbytes else TieredPages(pages, self.stage)
+            return pages if self.room("device") >= pages.nbytes else self.below(pages)
         if self.make_room("device", pages.nbytes):
             return onto(pages, self._device)
         index, staged = self.index_bytes(pages.n_pages), min(pages.n_pages, STAGED) * pages.page_bytes
@@ -170,7 +174,14 @@ class Tiers:
                 needed=index + staged,
                 free=free,
             )
-        return TieredPages(pinned(onto(pages, CPU)) if self.make_room("host", pages.nbytes) else pages, self.stage)
+        return self.below(pinned(onto(pages, CPU)) if self.make_room("host", pages.nbytes) else pages)
+
+    def below(self, pages: Pages) -> TieredPages:
+        """Pages on the host as those of a lower tier, with their index made."""
+        tiered = TieredPages(pages, self.stage)
+        for layer, group in self._indexed():
+            tiered.scan_head(layer, group)
+        return tiered
 
     def make_room(self, tier: Tier, needed: int, beside: int = 0) -> bool:
         """Have room for so many bytes of corpora in a tier, and for so many of something else for a while, if that can be."""
@@ -182,4 +193,39 @@ class Tiers:
 
         if tier == "device" and lacking():
             self._engine.prefixes.release(lacking())
+        idle = self._idle(tier) if lacking() else []
+        if sum(gain for _, gain in idle) >= lacking():
+            for corpus, _ in idle:
+                if not lacking():
+                    break
+                moved = corpus.move(partial(self._lower, corpus.name))  # which may count others
+                self.evictions += moved
         return not lacking()
+
+    def _idle(self, tier: Tier) -> "list[tuple[Corpus, int]]":
+        """Corpora in a tier that could go down, least recently used first, and the bytes that each would free there."""
+        found = []
+        for corpus in sorted(self._engine.tally.look()[1], key=lambda one: one.used):
+            pages = corpus.pages
+            own = underlying(pages)
+            where = "host" if pages.below is not None else "device"
+            movable = corpus.name is not None or (tier == "device" and self._has_host)
+            if where == tier and movable and not corpus.edition.held and not all(one.mapped for one in own):
+                freed = sum(one.nbytes for one in own if not one.mapped)
+                found.append((corpus, freed - (self.index_bytes(pages.n_pages) if tier == "device" else 0)))
+        return found
+
+    def _lower(self, name: str | None, edition: "Edition", generation: int | None) -> Pages | None:
+        """A corpus's pages one tier down, or two; None where there is no place for them."""
+        pages = edition.pages
+        if pages.below is None and self.make_room("host", pages.nbytes):
+            return self.below(pages if self._device == CPU else pinned(onto(pages, CPU)))
+        if name is None:
+            return None
+        try:
+            saved = self._engine.store.load(name, self._engine.identity, CPU)
+        except ReAttentionError as error:  # removed or damaged since: it stays
+            logger.warning("corpus %r stays in memory: %s", name, error)
+            return None
+        same = [d.start for d in saved.documents] == [d.start for d in edition.documents]
+        return self.below(saved.pages) if same and saved.manifest.generation == generation else None
