@@ -7,7 +7,10 @@ another program changes in place under a running process is not noticed (and one
 every mapped file).
 """
 
+import ctypes
+import mmap
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,20 +40,30 @@ def block_sums(pages: torch.Tensor) -> torch.Tensor:
         [G, C] int64.
     """
     blocks = np.arange(blocks_for(pages.shape[1]))
-    found = np.stack([_sums(group, blocks) for group in _bytes(pages.contiguous())])
+    found = np.stack([_sums(head, blocks) for head in pages.contiguous()])
     return torch.from_numpy(found.view(np.int64))
 
 
-def _bytes(pages: torch.Tensor) -> np.ndarray:
-    """The bytes [G, P, B] of contiguous pages [G, P, T, D], where they lie."""
-    found: np.ndarray = pages.flatten(2).view(torch.uint8).numpy()
-    return found
+def _sums(head: torch.Tensor, blocks: np.ndarray) -> np.ndarray:
+    """The sums of some blocks of a head's pages [P, T, D]."""
+    data = memoryview(head.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
+    size = BLOCK * head[0].nbytes
+    return np.array([xxh3_64_intdigest(data[at : at + size]) for at in (blocks * size).tolist()], dtype=np.uint64)
 
 
-def _sums(data: Any, blocks: np.ndarray) -> np.ndarray:
-    """The sums of some blocks of a head's bytes [P, B]."""
-    found = [xxh3_64_intdigest(data[at : at + BLOCK]) for at in (blocks * BLOCK).tolist()]
-    return np.array(found, dtype=np.uint64)
+def _ask_for(head: torch.Tensor, blocks: np.ndarray) -> None:
+    """Have the kernel fetch some blocks of a head's mapped pages [P, T, D], just those and at once; it may decline."""
+    begin, size = head.data_ptr(), BLOCK * head[0].nbytes
+    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 1) + 1):
+        start = begin + int(run[0]) * size
+        stop = min(start + len(run) * size, begin + head.nbytes)
+        aligned = start - start % mmap.PAGESIZE
+        _madvise()(ctypes.c_void_p(aligned), ctypes.c_size_t(stop - aligned), mmap.MADV_WILLNEED)
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> Any:
+    return ctypes.CDLL(None).madvise
 
 
 class MappedPages(Pages):
@@ -81,7 +94,6 @@ class MappedPages(Pages):
         where: str,
     ) -> None:
         super().__init__(keys, values, filled, first, summaries, summary_size)
-        self._bytes = [(_bytes(key), _bytes(value)) for key, value in zip(keys, values, strict=True)]
         self._sums, self._where = [layer.numpy().view(np.uint64) for layer in sums], where
         self._checked = [np.zeros(layer.shape, dtype=bool) for layer in self._sums]
 
@@ -95,9 +107,7 @@ class MappedPages(Pages):
         Raises:
             CorruptCacheError: a page is not what was written.
         """
-        blocks = np.arange(first // BLOCK, blocks_for(stop))
-        self._check(0, layer, blocks)
-        self._check(1, layer, blocks)
+        self._check(layer, (0, 1), np.arange(first // BLOCK, blocks_for(stop)))
         return super().read(layer, first, stop)
 
     def scan_part(self, layer: int, first: int, stop: int, group: int | None = None) -> torch.Tensor:
@@ -106,7 +116,7 @@ class MappedPages(Pages):
         Raises:
             CorruptCacheError: a page is not what was written.
         """
-        self._check(0, layer, np.arange(first // BLOCK, blocks_for(stop)), group)
+        self._check(layer, (0,), np.arange(first // BLOCK, blocks_for(stop)), group)
         return super().scan_part(layer, first, stop, group)
 
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,24 +157,42 @@ class MappedPages(Pages):
         for layer in range(self.n_layers):
             self.read(layer, first, stop)
 
+    def expect(self, first: int, stop: int) -> None:
+        """Have pages first..stop-1 of all layers fetched from disk, without waiting for them."""
+        for layer in range(self.n_layers):
+            self._ask_for(layer, np.arange(first // BLOCK, blocks_for(stop)))
+
     def _check_met(self, layer: int, addresses: torch.Tensor) -> None:
         """Check the pages of some addresses."""
         if not self._checked[layer].all():
             blocks = np.unique(addresses.numpy() // (PAGE * BLOCK))
-            self._check(0, layer, blocks)
-            self._check(1, layer, blocks)
+            self._ask_for(layer, blocks)  # scattered: the disk fetches them together, and not what lies around each
+            self._check(layer, (0, 1), blocks)
 
-    def _check(self, which: int, layer: int, blocks: np.ndarray, group: int | None = None) -> None:
-        """Check keys (0) or values (1) of some blocks that were not checked yet, of one head or of all."""
-        data, sums, checked = self._bytes[layer][which], self._sums[layer][which], self._checked[layer][which]
-        wrong: list[tuple[int, int]] = []
-        for head in range(len(data)) if group is None else (group,):
-            unknown = blocks[~checked[head, blocks]]
-            right = _sums(data[head], unknown) == sums[head, unknown]
-            checked[head, unknown[right]] = True
-            wrong += [(head, at) for at in (unknown[~right] * BLOCK).tolist()]
+    def _ask_for(self, layer: int, blocks: np.ndarray) -> None:
+        for which, head, unknown in self._unknown(layer, (0, 1), blocks):
+            _ask_for((self.keys, self.values)[which][layer][head], unknown)
+
+    def _unknown(
+        self, layer: int, kinds: Sequence[int], blocks: np.ndarray, group: int | None = None
+    ) -> list[tuple[int, int, np.ndarray]]:
+        """Which of some blocks were not checked yet: of keys (0) and values (1), for each head or for one."""
+        checked = self._checked[layer]
+        heads = range(len(checked[0])) if group is None else (group,)
+        found = [(which, head, blocks[~checked[which, head, blocks]]) for which in kinds for head in heads]
+        return [one for one in found if len(one[2])]
+
+    def _check(self, layer: int, kinds: Sequence[int], blocks: np.ndarray, group: int | None = None) -> None:
+        """Check the blocks that were not checked yet; arguments as for `_unknown`."""
+        wrong: list[tuple[int, int, int]] = []
+        for which, head, unknown in self._unknown(layer, kinds, blocks, group):
+            found = _sums((self.keys, self.values)[which][layer][head], unknown)
+            right = found == self._sums[layer][which, head, unknown]
+            self._checked[layer][which, head, unknown[right]] = True
+            wrong += [(which, head, at) for at in (unknown[~right] * BLOCK).tolist()]
         if wrong:
-            (head, at), last = wrong[0], min(wrong[0][1] + BLOCK, self.n_pages) - 1
+            which, head, at = wrong[0]
+            last = min(at + BLOCK, self.n_pages) - 1
             what = f"{('keys', 'values')[which]} of layer {layer}, head {head}, pages {at} to {last}"
             raise CorruptCacheError(
                 f"{self._where} is damaged: {what} ({len(wrong):,} parts of the layer differ from their checksums); ingest "

@@ -62,6 +62,7 @@ def _mapped(root: Path, folder: Path, fingerprint: dict[str, str]) -> SavedCorpu
         document = Document(title=title, text=text, id=entry.id, source=entry.source, metadata=entry.metadata)
         read = ReadDocument(document, pack.spans[n], pack.starts[n], Saved(entry.pack, n, entry.key))
         parts.append((document, read, pack.pages))
+    packs[manifest.sink].pages.expect(0, 1)  # it is read first, wherever a layer has it
     pages, documents = assembled(packs[manifest.sink].pages, parts)
     return SavedCorpus(pages, documents, manifest)
 
