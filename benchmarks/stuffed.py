@@ -24,7 +24,7 @@ import typer
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_core.documents import Document as Page
 from langchain_core.prompts import ChatPromptTemplate
-from llama_index.core import SummaryIndex
+from llama_index.core import Settings, SummaryIndex
 from llama_index.core.schema import TextNode
 
 from benchmarks.texts import ESSAYS, long_text
@@ -61,8 +61,10 @@ def haystack(text: str, characters: int, draw: int, draws: int) -> tuple[str, st
 def methods(engine: Engine, parts: list[str], tokens: int) -> dict[str, Callable[[str], str]]:
     """The ways of asking over the same documents, with room for an answer of so many tokens."""
     corpus = engine.ingest([Document(text=part, id=str(n)) for n, part in enumerate(parts)], progress=False)
+    llm = ReAttentionLLM(engine=engine, max_tokens=tokens)
+    Settings.tokenizer = llm.tokenizer  # the framework's own would be fetched from the network
     index = SummaryIndex([TextNode(text=part) for part in parts])
-    summary = index.as_query_engine(llm=ReAttentionLLM(engine=engine, max_tokens=tokens), response_mode="compact")
+    summary = index.as_query_engine(llm=llm, response_mode="compact")
     chain = create_stuff_documents_chain(ChatReAttention(engine=engine, max_tokens=tokens), PROMPT)
     pages = [Page(page_content=part) for part in parts]
     return {
