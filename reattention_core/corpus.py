@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reattention_core.answer import Answer, AnswerStream, finish
-from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.pages import Pages
 from reattention_core.config import Generation, checked
 from reattention_core.documents import Document, collect
 from reattention_core.documents import Source as Readable
 from reattention_core.editing import Changes, Plan, adding, refreshing, removing, reordering
 from reattention_core.edition import Edition, assembled
-from reattention_core.errors import ContextTooLongError, EmptyPromptError, InvalidRequestError, UnreadableDocumentError
+from reattention_core.errors import EmptyPromptError, InvalidRequestError, UnreadableDocumentError
 from reattention_core.finding import found
 from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
@@ -119,6 +119,7 @@ class Corpus:
         question: str,
         *,
         history: Sequence[Turn] = (),
+        system: str = "",
         strategy: str | Selector | None = None,
         schema: Mapping[str, Any] | None = None,
         **generation: Any,
@@ -128,6 +129,7 @@ class Corpus:
         Args:
             question: what is asked.
             history: earlier (question, answer) turns, oldest first.
+            system: an instruction on how to answer, which the model reads first; `consensus` chooses passages without it.
             strategy: a selection rule by name or instance; the engine's when left out.
             schema: JSON schema that the answer's text follows; stop strings then have no effect.
             generation: fields of `Generation`: max_new_tokens, temperature, top_p, stop, seed, timeout.
@@ -137,17 +139,19 @@ class Corpus:
 
         Raises:
             EmptyPromptError: the question is empty, or all documents were removed.
-            ContextTooLongError: question, history and answer leave no room in the model's window.
+            ContextTooLongError: instruction, history, question and answer leave no room in the model's window.
             InvalidConfigError: a setting is unknown or not allowed, or the schema cannot be followed.
             IncompleteAnswerError: tokens ran out inside of JSON.
         """
-        return finish(self.stream(question, history=history, strategy=strategy, schema=schema, **generation))
+        asked = self.stream(question, history=history, system=system, strategy=strategy, schema=schema, **generation)
+        return finish(asked)
 
     def stream(
         self,
         question: str,
         *,
         history: Sequence[Turn] = (),
+        system: str = "",
         strategy: str | Selector | None = None,
         schema: Mapping[str, Any] | None = None,
         **generation: Any,
@@ -156,17 +160,8 @@ class Corpus:
         engine, edition = self._engine, self._asked()
         defaults = {"max_new_tokens": engine.config.max_new_tokens, "stop": engine.config.stop}
         settings = checked(Generation, {**defaults, **generation})
-        prompt = build_prompt(engine.tokens, engine.config, question, history)
-        reading = len(prompt.ids) + 2 * PAGE  # the sink and at least one page must fit beside the question
-        needed = reading + settings.max_new_tokens
-        if needed > engine.window:
-            raise ContextTooLongError(
-                f"question and history take {reading} tokens (with the sink and one page of documents) and the answer may take "
-                f"{settings.max_new_tokens}, more than the model's window of {engine.window}: ask a shorter question or lower "
-                "max_new_tokens",
-                n_tokens=needed,
-                limit=engine.window,
-            )
+        prompt = build_prompt(engine.tokens, engine.config, question, history, system)
+        prompt.room(engine.window, settings.max_new_tokens)
         shape = engine.shape(Structure(schema=schema))
         request = Request(engine, prompt, settings, engine.selector(strategy), edition, shape)
         return request.stream()

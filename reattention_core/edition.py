@@ -98,7 +98,8 @@ class Edition:
         def listen(passages: Sequence[torch.Tensor]) -> torch.Tensor:
             return likelihood(self._attachment, self.pages, prompt.listened, prompt.words, passages, cancelled)
 
-        return Question(prompt.ids, prompt.asking, prompt.empty, probe, listen, self._heads, self.memo)
+        asking = slice(prompt.asking.start - prompt.told, prompt.asking.stop - prompt.told)
+        return Question(prompt.ids[prompt.told :], asking, prompt.empty, probe, listen, self._heads, self.memo)
 
 
 def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]) -> tuple[Pages, list[ReadDocument]]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from reattention_core.cache.pages import PAGE
 from reattention_core.edition import Edition
-from reattention_core.errors import ContextTooLongError, InvalidRequestError
+from reattention_core.errors import InvalidRequestError
 from reattention_core.prefill import Cancelled
 from reattention_core.prompts import build_prompt
 from reattention_core.select import Consensus
@@ -19,22 +19,13 @@ def found(engine: "Engine", edition: Edition, question: str, k: int, cancelled: 
     if k < 1:
         raise InvalidRequestError(f"k is the number of passages, at least 1, got {k}")
     prompt = build_prompt(engine.tokens, engine.config, question)
-    attachment, needed = engine.attachment, len(prompt.ids) + 2 * PAGE
-    if needed > attachment.window:
-        raise ContextTooLongError(
-            f"the question takes {needed} tokens (with the sink and a page of documents), more than the model's window of "
-            f"{attachment.window}: "
-            "ask a shorter one",
-            n_tokens=needed,
-            limit=attachment.window,
-        )
-    room = max((attachment.window - needed) // PAGE, 1)
+    room = max(prompt.room(engine.window) // PAGE, 1)
     reading = edition.begin()
     with engine.busy(cancelled):
         asked = edition.question(prompt, cancelled)
         # Two are tried together, as for an answer: that changes the order. More would only decide what to read.
         rule = Consensus(max_passages=2)
-        ranking = rule.rank(edition.pages, asked, attachment.scaling, room)
+        ranking = rule.rank(edition.pages, asked, engine.attachment.scaling, room)
     del reading
     shares, sources = ranking.evidence.tolist(), list[Source]()
     for passage in ranking.order:

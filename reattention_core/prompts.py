@@ -1,4 +1,4 @@
-r"""What a question becomes before the model reads it; knows no cache and no selection.
+r"""What a question becomes before the model reads it; knows no selection, and of the cache only how large a page is.
 
 Raw completion, not a chat template: the bundled model answers "Question: …\\nAnswer:" far better (see the README).
 """
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reattention_core.cache.pages import PAGE
 from reattention_core.chat_template import render_chat
 from reattention_core.config import Config
-from reattention_core.errors import EmptyPromptError, InvalidRequestError
+from reattention_core.errors import ContextTooLongError, EmptyPromptError, InvalidRequestError
 from reattention_core.structured.structure import Structure
 from reattention_core.tokens import PlainTokenizer
 
@@ -38,12 +39,13 @@ class Prompt:
     """Token ids of a question in its form.
 
     Attributes:
-        ids: earlier turns, then the question.
+        ids: the instruction, earlier turns, then the question.
         asking: which of them are the question.
         empty: the same form with nothing asked.
         listened: the question behind LISTENED, whose likelihood is compared.
         words: which of these are the question.
         question: its text.
+        told: tokens of the instruction, which stand first and say nothing of what shall be found.
     """
 
     ids: list[int]
@@ -52,26 +54,53 @@ class Prompt:
     listened: Sequence[int] = ()
     words: slice = field(default_factory=lambda: slice(0, 0))
     question: str = ""
+    told: int = 0
+
+    def room(self, window: int, answer: int = 0) -> int:
+        """Tokens that are left for documents besides a first page, where the sink and an answer have theirs.
+
+        Args:
+            window: tokens that the model can look at.
+            answer: tokens that the answer may take.
+
+        Raises:
+            ContextTooLongError: not even a page has room.
+        """
+        reading = len(self.ids) + 2 * PAGE
+        if reading + answer <= window:
+            return window - reading - answer
+        raise ContextTooLongError(
+            f"the question, with all that stands before it, takes {reading} tokens (with the sink and one page of documents)"
+            + (f" and the answer may take {answer}" if answer else "")
+            + f", more than the model's window of {window}: ask a shorter question{' or lower max_new_tokens' if answer else ''}",
+            n_tokens=reading + answer,
+            limit=window,
+        )
 
 
-def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, history: Sequence[Turn] = ()) -> Prompt:
-    """Put a question, and the turns before it, into the configured form.
+def build_prompt(
+    tokenizer: PlainTokenizer, config: Config, question: str, history: Sequence[Turn] = (), system: str = ""
+) -> Prompt:
+    """Put a question, and what stands before it, into the configured form.
 
     Args:
         tokenizer: encodes text so that no part of it becomes a control token.
         config: names the form.
         question: what is asked.
         history: earlier turns, oldest first.
+        system: an instruction, before all of that.
 
     Raises:
         EmptyPromptError: the question is empty or white space.
-        InvalidRequestError: it is not a string, or the history is no list of (question, answer).
+        InvalidRequestError: question or instruction is not a string, or the history is no list of (question, answer).
     """
-    if not isinstance(question, str):
-        raise InvalidRequestError(f"a question is a str, got {type(question).__name__}")
+    for what, text in (("a question", question), ("an instruction", system)):
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"{what} is a str, got {type(text).__name__}")
     if not question.strip():
         raise EmptyPromptError("the question is empty: ask something, for example 'What does it say about …?'")
-    before: list[int] = []
+    told = tokenizer.encode(f"\n{system.strip()}\n").ids if system.strip() else []
+    before = list(told)
     for asked, answered in _turns(history):
         turn = config.question_form.replace("{question}", asked.strip()) + " " + answered.strip()
         before += tokenizer.encode(turn).ids
@@ -88,6 +117,7 @@ def build_prompt(tokenizer: PlainTokenizer, config: Config, question: str, histo
         listened.ids[:lead] + words,
         slice(lead, lead + len(words)),
         question.strip(),
+        len(told),
     )
 
 

@@ -86,10 +86,10 @@ def start(
             "a question to a corpus calls no tools: leave out `corpus`, and give the corpus to the model as a tool"
         )
     settings = {**settings, "schema": structure.get("schema")}
-    question, history = (asked, []) if isinstance(asked, str) else _question(asked)
+    question, history, system = (asked, [], "") if isinstance(asked, str) else _question(asked)
     stop = settings.get("stop", ())
     stop = (*engine.config.stop, *((stop,) if isinstance(stop, str) else stop))
-    return corpus.stream(question, history=history, **{**settings, "stop": stop})
+    return corpus.stream(question, history=history, system=system, **{**settings, "stop": stop})
 
 
 def in_words_of(stream: AnswerStream, too_late: type[AnswerTimeoutError]) -> AnswerStream:
@@ -160,17 +160,14 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
-def _question(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
-    """The last message and the turns before it."""
-    roles = [message["role"] for message in messages]
-    if "system" in roles:
-        raise InvalidRequestError(
-            "a question to a corpus takes no system message, because it is not asked through the chat template: put the "
-            "instruction into the question, or leave out `corpus`"
-        )
-    texts = [message["content"] for message in messages]
-    if not roles or roles[0] != "user" or roles[-1] != "user":
+def _question(messages: Sequence[Message]) -> tuple[str, list[Turn], str]:
+    """The last message, the turns before it, and what system messages say."""
+    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    talk = _merged([message for message in messages if message["role"] != "system"])
+    roles, texts = [message["role"] for message in talk], [message["content"] for message in talk]
+    turns = len(talk) // 2
+    if roles != [*("user", "assistant") * turns, "user"]:
         raise InvalidRequestError(
             f"a question to a corpus is a user message, with pairs of user and assistant before it; got {', '.join(roles)}"
         )
-    return texts[-1], list(zip(texts[:-1:2], texts[1::2], strict=True))
+    return texts[-1], list(zip(texts[:-1:2], texts[1::2], strict=True)), system

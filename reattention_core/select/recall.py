@@ -16,7 +16,7 @@ from reattention_kernels import page_evidence
 
 
 def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
-    """Evidence of every page, [P] float32; the sink's page has none, and all have none where no head gains anything.
+    """Evidence of every page, [P] float32; the sink's page has none.
 
     Args:
         pages: the corpus.
@@ -33,14 +33,18 @@ def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Se
 
 
 def gains(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
-    """Softmax mass that the heads give every page beyond what an empty question gives it: [len(heads), P] float32."""
+    """Softmax mass that the heads give every page beyond what an empty question gives it: [len(heads), P] float32.
+
+    Where nothing is gained anywhere (a corpus of one page has all mass always, and the empty question is no other than itself)
+    it is the mass that the question gives, so that something is read.
+    """
     key = f"empty {heads}"
     if key not in question.memo:
         unasked = question.probe(question.empty, slice(0, len(question.empty)))
         question.memo[key] = mass(pages, unasked, scaling, heads)
     asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
-    gain: torch.Tensor = (asked - question.memo[key]).clamp(min=0)
-    return gain
+    gain = (asked - question.memo[key]).clamp(min=0)
+    return torch.where(gain.any(), gain, asked)
 
 
 def mass(

@@ -343,6 +343,38 @@ def test_history_changes_what_the_model_sees(corpus: Corpus, engine: Engine) -> 
     assert not torch.equal(logits[1], logits[2])
 
 
+def test_an_instruction_stands_before_all_and_does_not_change_what_is_read(
+    corpus: Corpus, ids: list[int], engine: Engine
+) -> None:
+    logits: list[torch.Tensor] = []
+    engine.attachment.model.register_forward_hook(lambda m, a, output: logits.append(output.logits[0, -1]))
+    one = Consensus(max_passages=1)  # more would fill the tiny window, where an instruction takes their room
+    turns = [("How long is the warranty of device 2?", "Two years.")]
+    plain = corpus.ask("And device 3?", history=turns, strategy=one, max_new_tokens=1)
+    ids.clear()
+    system = " Answer in a word, <|im_end|> or two.\n"
+    told = corpus.ask("And device 3?", history=turns, system=system, strategy=one, max_new_tokens=1)
+    text = engine.tokenizer.decode(ids)
+    assert "\nAnswer in a word, <|im_end|> or two.\n\nQuestion: How long is the warranty of device 2?" in text
+    assert told.sources == plain.sources != []
+    assert not torch.equal(logits[-1], logits[0]), "but it is read"
+    assert not {engine.tokenizer.convert_tokens_to_ids(token) for token in CONTROL} & set(ids)
+    blank = corpus.ask("And device 3?", history=turns, system=" \n", strategy=one, max_new_tokens=1)
+    assert blank.usage.prompt_tokens == plain.usage.prompt_tokens
+    with pytest.raises(ContextTooLongError, match="512"):
+        corpus.ask("why?", system="Be brief. " * 200)
+    with pytest.raises(InvalidRequestError, match="an instruction is a str, got list"):
+        corpus.ask("why?", system=["Be brief."])  # type: ignore[arg-type]
+
+
+def test_the_only_page_of_a_corpus_is_read_whatever_is_asked(engine: Engine) -> None:
+    corpus = engine.ingest("The office is in Lowick.", progress=False)
+    for question in ("Where is the office?", "What is it?", "Who pays?"):
+        answer = corpus.ask(question)
+        assert [(source.quote, source.score) for source in answer.sources] == [("The office is in Lowick.", 1.0)]
+        assert [source.quote for source in corpus.find(question)] == ["The office is in Lowick."]
+
+
 def test_white_space_around_a_question_changes_nothing(corpus: Corpus) -> None:
     plain, spaced = corpus.ask("And why?"), corpus.ask(" \n And why?\t")
     assert (plain.text, plain.sources) == (spaced.text, spaced.sources)

@@ -248,10 +248,22 @@ async def test_corpus_answers_carry_sources(engine: Engine, notes: str) -> None:
         assert usage["input_tokens"] == expected.usage.cached_tokens + expected.usage.prompt_tokens
 
 
+@pytest.mark.shows("answers out of a corpus, with sources")
+def test_a_system_message_is_an_instruction_to_the_corpus(engine: Engine, notes: str) -> None:
+    chat = ChatReAttention(engine=engine, corpus=notes, max_tokens=8)
+    prompt = ChatPromptTemplate([("system", "Be brief."), ("placeholder", "{history}"), ("human", "{question}")])
+    history = [HumanMessage("Who?"), AIMessage("The fox.")]
+    message = (prompt | chat).invoke({"question": "Why?", "history": [*history, SystemMessage("Be kind.")]})
+    open_corpus = engine.open(notes)
+    expected = open_corpus.ask("Why?", history=[("Who?", "The fox.")], system="Be brief.\n\nBe kind.", max_new_tokens=8)
+    assert message.content == expected.text
+    assert message.response_metadata["sources"] == [source.model_dump() for source in expected.sources] != []
+    plain = chat.invoke([*history, HumanMessage("Why?")])
+    assert message.usage_metadata["input_tokens"] > plain.usage_metadata["input_tokens"]
+
+
 def test_questions_that_a_corpus_cannot_take(engine: Engine, notes: str) -> None:
     chat = ChatReAttention(engine=engine, corpus=notes)
-    with pytest.raises(InvalidRequestError, match="system"):
-        chat.invoke(ASKED)
     with pytest.raises(InvalidRequestError, match="got user, assistant"):
         chat.invoke([ASKED[1], AIMessage("It jumps.")])
     with pytest.raises(CorpusNotFoundError, match="notes"):

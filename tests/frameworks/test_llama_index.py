@@ -262,10 +262,18 @@ async def test_sources_are_citation_blocks_when_asked_for(engine: Engine, notes:
     assert llm.chat(history).message.content, "what was cited before is not read again"
 
 
+@pytest.mark.shows("answers out of a corpus, with sources")
+def test_a_system_message_is_an_instruction_to_the_corpus(engine: Engine, notes: str) -> None:
+    llm = ReAttentionLLM(engine=engine, corpus=notes, max_tokens=8)
+    response = llm.chat(ASKED)
+    expected = engine.open(notes).ask(str(ASKED[1].content), system="Be brief.", max_new_tokens=8)
+    assert response.message.content == expected.text
+    assert response.raw["sources"] == [source.model_dump() for source in expected.sources] != []
+    assert response.raw["usage"]["prompt_tokens"] > llm.chat(ASKED[1:]).raw["usage"]["prompt_tokens"]
+
+
 def test_questions_that_a_corpus_cannot_take(engine: Engine, notes: str) -> None:
     llm = ReAttentionLLM(engine=engine, corpus=notes)
-    with pytest.raises(InvalidRequestError, match="system"):
-        llm.chat(ASKED)
     with pytest.raises(InvalidRequestError, match="got user, assistant"):
         llm.chat([ASKED[1], ChatMessage(role="assistant", content="It jumps.")])
     llm.corpus = "nothing"
