@@ -1,17 +1,20 @@
 """Pages on the host with an index on the device: the same answers, evidence and sources as with all of them on the device."""
 
+import gc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reattention_core import Consensus, Corpus, Engine, LongHeads, ReAttention, Selector
+from reattention_core import Config, Consensus, Corpus, Engine, LongHeads, ReAttention, Selector
 from reattention_core.cache import stage as staging
 from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.pinned import pinned
 from reattention_core.cache.stage import Stage
-from reattention_core.cache.stitched import Run, StitchedPages, stitch
+from reattention_core.cache.stitched import Run, StitchedPages, onto, stitch
 from reattention_core.cache.tiered import TieredPages
 from reattention_core.errors import CorruptCacheError
 from reattention_core.prompts import build_prompt
@@ -168,6 +171,29 @@ def test_an_edit_of_a_tiered_corpus_stays_tiered_and_is_as_on_the_device(engine:
     joined = [engine.join(one, engine.ingest("A fox is quick.", progress=False)) for one in (tiered, corpus)]
     assert isinstance(joined[0].pages, TieredPages)
     assert joined[0].ask(QUESTION).text == joined[1].ask(QUESTION).text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pin", [True, False])
+def test_on_a_gpu_pages_travel_while_layers_run_and_recorded_passes_read_the_stage(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, pin: bool
+) -> None:
+    config = Config(stop=(), cache_dtype="float32", max_new_tokens=16)
+    with Engine(model.to("cuda"), tokenizer, config, tmp_path) as engine:
+        corpus = engine.ingest(DOCUMENTS, progress=False)
+        host = onto(corpus.pages, CPU)
+        tiered = over(corpus, pinned(host) if pin else host, engine.tiers.stage)
+        assert host.pinned == pin and host.keys[0].is_pinned() == pin
+        for question in (QUESTION, "Who says so?", QUESTION):
+            for rule in ("consensus", "reattention"):
+                ours, theirs = tiered.ask(question, strategy=rule), corpus.ask(question, strategy=rule)
+                assert ours.text == theirs.text
+                assert [s.quote for s in ours.sources] == [s.quote for s in theirs.sources]
+        assert engine.stats().staged_hits > 0 < engine.stats().staged_misses
+        at = host.keys[0]
+        del tiered, host
+        gc.collect()
+        assert not at.is_pinned(), "let go with the pages"
 
 
 def test_taking_pages_is_the_same_wherever_they_lie(corpus: Corpus) -> None:
