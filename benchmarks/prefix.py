@@ -9,7 +9,7 @@ measured is the time to the first token, which is reading: the answer has one to
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if __name__ == "__main__":  # run as a file: this folder's kernels.py would hide Hugging Face's package of that name
     sys.path[0] = str(Path(__file__).parents[1])
@@ -29,6 +29,21 @@ from reattention_core.select.fixed import Everything
 QUESTIONS = ["Who wrote this?", "What is a startup?", "Which language is best?"]
 
 
+class Progress:
+    """Says every ten seconds how many tokens the model has read."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._tokens, self._began, self._said = 0, time.perf_counter(), 0.0
+        engine.attachment.model.base_model.register_forward_hook(self._count)
+
+    def _count(self, module: Any, given: Any, out: Any) -> None:
+        self._tokens += out[0].shape[1]
+        now = time.perf_counter() - self._began
+        if now > self._said + 10:
+            self._said = now
+            print(f"  {self._tokens:,} tokens read, {now:.0f} s", flush=True)
+
+
 def first_tokens(engine: Engine, body: str) -> dict[str, float]:
     """Seconds to the first token, cold and warm (the least of two), and how many tokens were not run."""
     answers = []
@@ -36,6 +51,9 @@ def first_tokens(engine: Engine, body: str) -> dict[str, float]:
     for question in QUESTIONS:
         prompt = f"{body}\n\nQuestion: {question}\nAnswer:"
         answers.append(engine.generate(prompt, max_new_tokens=1, strategy="reattention"))
+        usage = answers[-1].usage
+        read = f"{usage.prompt_tokens:,} tokens read, {usage.cached_tokens:,} known"
+        print(f"  {question} {read}, {usage.first_token_seconds:.1f} s to the first token", flush=True)
     cold, *warm = (answer.usage for answer in answers)
     best = min(warm, key=lambda usage: usage.first_token_seconds)
     return {
@@ -73,6 +91,7 @@ def main(
     """Ask different things of one long prompt."""
     essays, version = long_text(text), commit or measured_commit()
     engine = Engine.from_pretrained(model, prefix_bytes=1 << 40)
+    Progress(engine)
     per_token = len(essays) / len(engine.tokens.encode(essays).ids)
     stamp = {
         "model": Path(engine.name).name,

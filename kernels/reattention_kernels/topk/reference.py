@@ -8,8 +8,8 @@ import torch
 
 from reattention_kernels.key_index import KeyIndex
 
-BLOCK = 8192
-"""Keys scored at a time: B x H x Q x BLOCK float32 scores exist at once."""
+BLOCK = 1024
+"""Keys scored at a time: B x H x Q x BLOCK float32 scores exist at once, few enough to stay in a processor's cache."""
 
 
 def select_topk(
@@ -38,13 +38,14 @@ def select_topk(
     grouped = query.float().reshape(batch, groups, (heads // groups) * rows, dim)
     best = grouped.new_full((*grouped.shape[:3], k), float("-inf"))
     where = torch.full_like(best, -1, dtype=torch.int64)
-    for start in range(0, n if k else 0, BLOCK):
+    may = None if allowed is None else allowed.nonzero().squeeze(1)
+    for start in range(0, (n if may is None else len(may)) if k else 0, BLOCK):
         block = slice(start, start + BLOCK)
-        scores = grouped @ key[:, :, block].float().transpose(2, 3)
-        if allowed is not None:
-            scores.masked_fill_(~allowed[block], float("-inf"))
+        part = key[:, :, block] if may is None else key[:, :, may[block]]
+        scores = grouped @ part.float().transpose(2, 3)
         top, found = _topk_lowest_index(scores, min(k, scores.shape[-1]))
-        found = (found + start).masked_fill(top == float("-inf"), -1)
+        found = found + start if may is None else may[block][found]
+        found = found.masked_fill(top == float("-inf"), -1)
         # Earlier blocks stand first and hold the lower indices, so a stable sort keeps the tie rule.
         merged, order = torch.cat([best, top], -1).sort(dim=-1, descending=True, stable=True)
         best, where = merged[..., :k], torch.cat([where, found], -1).gather(-1, order[..., :k])
@@ -53,9 +54,9 @@ def select_topk(
 
 def _topk_lowest_index(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`torch.topk` with ties to the lowest index, in falling order of score, then rising index."""
-    top, index = scores.topk(k, -1)
-    edge = top[..., -1:]
-    tied = (edge.squeeze(-1) > float("-inf")) & ((scores == edge).sum(-1) > (top == edge).sum(-1))
+    top, index = scores.topk(min(k + 1, scores.shape[-1]), -1)
+    after, top, index = top[..., k:], top[..., :k], index[..., :k]
+    tied = ((after == top[..., -1:]) & (after > float("-inf"))).any(-1)
     if tied.any():
         # torch.topk may keep any of several equal scores at the edge: sort those rows in full.
         rows, order = scores[tied].sort(dim=-1, descending=True, stable=True)
