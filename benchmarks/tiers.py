@@ -1,17 +1,18 @@
 """What a corpus costs in each tier: the same questions over the same pages on the device, on the host and on disk, in one run.
 
 A long text is cut into documents of about 1,000 tokens and repeated as need be; some of them hold a number that a question asks
-for. Every tier gets the same questions, each once and after one that is not counted, so that no page was staged for it before.
-A size that does not fit the device is asked where the library puts it.
+for. Every tier gets the same questions, each about another place and once, after one that is not counted. A size that does not
+fit the device is asked where the library puts it.
 
     python benchmarks/tiers.py --tokens 1000000 --tokens 4000000
 """
 
+import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,14 @@ from reattention_core.models.loading import BUNDLED
 from reattention_core.store.about import About
 
 CITIES = ("Oslo", "Lima", "Cairo", "Quito", "Perth", "Turin", "Kyoto", "Dakar", "Leeds")
-QUESTION = "What is the special magic number for {city} mentioned in the provided text?"
+FORM = "\nQuestion: {question}"
+QUESTION = (
+    "What is the special magic number for {city} mentioned in the provided text?\n"
+    "Answer: The special magic number for {city} mentioned in the provided text is"
+)
+TIMED = 9
+"""Questions that are timed, each about a sentence of another place in the text."""
+
 DOCUMENT = 4000
 """Characters of a document."""
 
@@ -103,14 +111,16 @@ def tiers(engine: Engine, corpus: Corpus, folder: Path, disk: bool) -> Iterator[
         del opened
 
 
-def asked(engine: Engine, corpus: Corpus, tier: str, table: Table, device_seconds: float) -> float:
-    """Ask every question; returns the median seconds to the first token."""
+def asked(
+    engine: Engine, corpus: Corpus, tier: str, questions: Sequence[str], table: Table, device_seconds: float
+) -> float:
+    """Time some questions and put those for numbers; returns the median seconds to the first token."""
     n, stage, right = corpus.n_tokens, engine.tiers.stage, 0
     first, recall, before = [], [], (stage.hits, stage.misses)
     reset_peak()
-    for city in CITIES:
+    for question in questions:
         began = time.perf_counter()
-        answer = corpus.ask(QUESTION.format(city=city), max_new_tokens=1, stop=())
+        answer = corpus.ask(question, max_new_tokens=1, stop=())
         first.append(since(began))
         recall.append(answer.usage.recall_seconds)
     brought = (stage.hits - before[0], stage.misses - before[1])
@@ -125,7 +135,7 @@ def asked(engine: Engine, corpus: Corpus, tier: str, table: Table, device_second
     on_device = pages.index_bytes if isinstance(pages, TieredPages) else pages.nbytes
     table.add(tier, n, "on the device, of the corpus", on_device / n, "bytes/token")
     if isinstance(pages, TieredPages):
-        table.add(tier, n, "pages a question brought", brought[1] / len(CITIES), "", "", f"{brought[0]:,} lay there")
+        table.add(tier, n, "pages a question brought", brought[1] / len(questions), "", "", f"{brought[0]:,} lay there")
         table.add(tier, n, "stage", stage.nbytes / 1e9, "GB")
     if CUDA:
         table.add(tier, n, "peak of asking on the device", torch.cuda.max_memory_allocated() / 1e9, "GB")
@@ -149,16 +159,18 @@ def main(
     settings: dict[str, Any] = {"ingest_tokens": ingest_tokens} if ingest_tokens else {}
     with tempfile.TemporaryDirectory(dir=store) as made:
         folder = Path(made) / "corpora"
-        with Engine.from_pretrained(model, store=folder, prefix_bytes=0, **settings) as engine:
+        with Engine.from_pretrained(model, store=folder, prefix_bytes=0, question_form=FORM, **settings) as engine:
             per_token = len(body) / len(engine.tokens.encode(body).ids)
             engine.ingest(documents(body, 2000, per_token), progress=False).ask("Who?")  # compiles, examines heads
+            sentences = re.findall(r"[A-Z][^.?!]{40,90}(?=\.)", body)
+            questions = [f"What is said of this: {s}?" for s in sentences[:: len(sentences) // TIMED][:TIMED]]
             for n in [2000] if quick else tokens or [100_000]:
                 given, began = documents(body, n, per_token), time.perf_counter()
                 corpus = engine.ingest(given, progress=False)
                 seconds, device_seconds = since(began), 0.0
                 table.add("", corpus.n_tokens, "ingest", corpus.n_tokens / seconds, "tokens/s", "", f"{seconds:.1f} s")
                 for tier, one in tiers(engine, corpus, folder, n <= disk_tokens):
-                    found = asked(engine, one, tier, table, device_seconds)
+                    found = asked(engine, one, tier, questions, table, device_seconds)
                     device_seconds = found if tier == "device" else device_seconds
                     del one
                 del corpus
