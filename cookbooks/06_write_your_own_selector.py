@@ -27,9 +27,9 @@ engine = Engine.from_pretrained(store=tempfile.mkdtemp())
 # %% [markdown]
 # ## The rule
 #
-# `context.pages` holds the cached keys and values of the corpus, `context.question` the question and ways to run it. This
-# rule runs the question, takes its queries in the one head that is trusted most, and reads the pages to which that head
-# gives most of its attention. It is `consensus` without its other heads, without subtracting an empty question, and without
+# `context.asked()` gives the cached keys and values of the corpus, and the question with ways to run it. This rule runs
+# the question, takes its queries in the one head that is trusted most, and reads the pages to which that head gives most
+# of its attention. It is `consensus` without its other heads, without subtracting an empty question, and without
 # comparing passages. (`Settled` reads the same pages in all layers and for the whole answer; a rule that chooses for each
 # layer or chunk writes a `Reader` of its own, with a method `select`.)
 
@@ -42,7 +42,7 @@ class OneHead(Selector):
     n_pages: int = 4
 
     def reader(self, context):
-        pages, question = context.pages, context.question
+        pages, question = context.asked()
         queries = question.probe(question.ids, question.asking)  # one tensor [heads, tokens, dimension] a layer
         evidence = mass(pages, queries, context.scaling, question.heads()[:1])[0]  # [pages], sums to 1
         best = evidence.topk(min(self.n_pages, pages.n_pages - 1)).indices.sort().values

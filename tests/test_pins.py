@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
-OLDEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OLDEST = PROJECT["requires-python"].removeprefix(">=")
 
 
 def pins() -> dict[str, str]:
@@ -37,3 +38,10 @@ def test_pinned_versions_suit_one_another() -> None:
             other = pinned.get(wanted.name.lower().replace("_", "-"))
             if other is not None and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
                 assert other in wanted.specifier, f"{package.name} wants {wanted}, pinned is {other}"
+
+
+def test_pinned_versions_are_what_the_project_asks_for() -> None:
+    pinned = pins()
+    extras = [wanted for extra in PROJECT["optional-dependencies"].values() for wanted in extra]
+    for wanted in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        assert pinned[wanted.name.lower()] in wanted.specifier, f"{wanted}: pinned is {pinned[wanted.name.lower()]}"

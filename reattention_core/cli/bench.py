@@ -13,11 +13,6 @@ from reattention_core.cli import options
 from reattention_core.cli.console import notes, out, printable
 from reattention_core.cli.exits import ending_cleanly
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-"""Beside a checkout; an installed package must be told."""
-
-SHOWN = "../shared/data beside a checkout"
-
 
 @ending_cleanly()
 def bench(
@@ -42,9 +37,7 @@ def bench(
         Literal["tune", "report", "both"],
         typer.Option(help="Half of the seeds and questions: choose on one, publish the other."),
     ] = "report",
-    data: Annotated[
-        Path, typer.Option(file_okay=False, show_default=SHOWN, help="Folder of corpora and texts.")
-    ] = DATA,
+    data: Annotated[Path, typer.Option(file_okay=False, help="Folder of corpora and texts.")] = Path("data"),
     haystack: Annotated[str | None, typer.Option(help="essays, noise, needles or the path of a text.")] = None,
     folder: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of rows and report.")] = Path("bench"),
     mode: Annotated[options.Mode, typer.Option(help="How documents are read.")] = "independent",
@@ -70,7 +63,7 @@ def bench(
     \b
     Example:  reattention bench --quick
               reattention bench niah_single -n 16000 -n 64000 -m consensus -m consensus:max_passages=1 -m full
-              reattention bench xquad_en --data ../shared/data --draws 100 -m consensus -m bm25:k=3 -m oracle
+              reattention bench xquad_en --data data --draws 100 -m consensus -m bm25:k=3 -m oracle
     """
     from reattention_bench.case import SPLITS, Size
     from reattention_bench.methods import METHODS

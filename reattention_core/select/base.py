@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.errors import InvalidRequestError
 from reattention_kernels import PageTable, page_table
 
 Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
@@ -113,6 +114,19 @@ class Context:
     rotations: Sequence[Rotate]
     pages: Pages | None = None
     question: Question | None = None
+
+    def asked(self) -> tuple[Pages, Question]:
+        """The corpus and what it is asked, for rules that are about nothing else.
+
+        Raises:
+            InvalidRequestError: there is no corpus, or no question because documents are being read.
+        """
+        if self.pages is None or self.question is None:
+            raise InvalidRequestError(
+                "this selection rule answers questions to a corpus and nothing else: for a prompt, or to read documents with "
+                "`joint`, name another strategy"
+            )
+        return self.pages, self.question
 
 
 class Reader(ABC):

@@ -113,6 +113,8 @@ FAMILIES: dict[str, dict] = {
     "qwen2_moe": {},
     "qwen3": {},
     "qwen3_moe": {},
+    "internlm3": {},
+    "iquestcoder": {},
     "seed_oss": {},
     "solar_open": dict(n_shared_experts=1),
     # interleaved pairs

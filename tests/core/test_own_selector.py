@@ -7,7 +7,7 @@ import torch
 
 from reattention_core import Corpus, Engine
 from reattention_core.cache.kv_cache import ContextLayer
-from reattention_core.errors import ContextTooLongError, InvalidConfigError
+from reattention_core.errors import ContextTooLongError, InvalidConfigError, InvalidRequestError
 from reattention_core.select import Context, Reader, Selection, Selector, Settled
 
 OLD = "The quick brown fox jumps over the lazy dog. " * 6
@@ -66,9 +66,9 @@ class Likeliest(Selector):
     name: ClassVar[str] = "likeliest"
 
     def reader(self, context: Context) -> Reader:
-        assert context.pages is not None
-        evidence = torch.arange(context.pages.n_pages).flip(0) + 1.0
-        return Settled(Selection.of_pages(context.pages, torch.tensor([0, 1, 3])), evidence)
+        pages, _ = context.asked()
+        evidence = torch.arange(pages.n_pages).flip(0) + 1.0
+        return Settled(Selection.of_pages(pages, torch.tensor([0, 1, 3])), evidence)
 
 
 def test_the_pages_that_are_read_are_cited_and_no_others(corpus: Corpus) -> None:
@@ -79,6 +79,15 @@ def test_the_pages_that_are_read_are_cited_and_no_others(corpus: Corpus) -> None
     assert Settled(Selection(torch.arange(64))).cited().tolist() == []
     few = Settled(Selection(torch.arange(8 * 32)), torch.tensor([9.0, 1, 2, 0, 3, 4, 5, 6, 7]))
     assert few.cited().tolist() == [0, 4, 5, 6, 7] and few.cited(2).tolist() == [0, 7]
+
+
+def test_a_rule_for_questions_to_a_corpus_says_so_elsewhere(engine: Engine) -> None:
+    for call in (
+        lambda: engine.generate("The fox", strategy=Likeliest(), max_new_tokens=1),
+        lambda: engine.ingest([OLD, NEW], mode="joint", strategy=Likeliest(), progress=False),
+    ):
+        with pytest.raises(InvalidRequestError, match="questions to a corpus and nothing else"):
+            call()
 
 
 def test_what_it_does_not_select_cannot_change_the_answer(engine: Engine) -> None:
