@@ -12,8 +12,6 @@ Split = Literal["tune", "report"]
 SPLITS: tuple[Split, ...] = ("tune", "report")
 """Choose on `tune`, publish on `report`: no case is in both."""
 
-Turn = tuple[str, str]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -29,7 +27,6 @@ class Case:
         answers: what must be found in the answer.
         depth: where the evidence lies, 0 for the beginning and 1 for the end; None where it lies in several places.
         name: of a question out of a file, or nothing.
-        shots: questions with their answers that show the form, put before the question.
         gold: ids of the documents that hold the evidence.
         changes: documents of the group, by number, that read otherwise in this case (the needles are in them).
         answered: whether the answer is scored; not where it stands in the question itself.
@@ -46,7 +43,6 @@ class Case:
     answers: tuple[str, ...] = ()
     depth: float | None = None
     name: str = ""
-    shots: tuple[Turn, ...] = ()
     gold: frozenset[str] = frozenset()
     changes: Mapping[int, Document] = field(default_factory=dict)
     answered: bool = True

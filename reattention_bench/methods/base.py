@@ -131,7 +131,5 @@ def context_text(lab: Lab, documents: Sequence[Document]) -> str:
 
 
 def asking(lab: Lab, case: Case) -> str:
-    """The shots and the question in the engine's form."""
-    form = lab.engine.config.question_form
-    shots = "".join(form.replace("{question}", q) + " " + a for q, a in case.shots)
-    return shots + form.replace("{question}", case.question)
+    """The question in the engine's form."""
+    return lab.engine.config.question_form.replace("{question}", case.question)

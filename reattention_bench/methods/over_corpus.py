@@ -57,7 +57,6 @@ class OverCorpus(Method):
         watched = Watched(inner=rule)
         answer = lab.corpus.ask(
             case.question,
-            history=case.shots,
             strategy=watched,
             max_new_tokens=lab.task.max_new_tokens,
             stop=lab.task.stop,

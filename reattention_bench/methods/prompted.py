@@ -1,7 +1,7 @@
 """Ordinary prompts inside the window: nothing, the gold documents, both ends of the corpus, or the passages a retriever finds.
 
-The same attached model reads them with exact attention (the attach self-test is what makes that the stock model), in the
-same form, with the same shots and the same limit on the answer as every other method.
+The same attached model reads them with exact attention (the attach self-test is what makes that the stock model), behind the
+sink that stands before the engine's documents too, in the same form, with the same limit on the answer as every other method.
 """
 
 from collections.abc import Sequence
@@ -50,6 +50,11 @@ def complete(lab: Lab, ids: Sequence[int]) -> Answered:
     return Answered("".join(pieces), len(ids))
 
 
+def behind_sink(lab: Lab, text: str) -> list[int]:
+    """A text's tokens behind the engine's sink."""
+    return [*lab.engine.sink, *lab.engine.tokens.encode(text).ids]
+
+
 class Closed(Method):
     """The question alone."""
 
@@ -70,7 +75,7 @@ class Oracle(Method):
     def answer(self, lab: Lab, case: Case) -> Answered:
         """Ask over the gold documents."""
         gold = [document for document in lab.group.of(case) if document.id in case.gold]
-        return complete(lab, lab.engine.tokens.encode(context_text(lab, gold) + asking(lab, case)).ids)
+        return complete(lab, behind_sink(lab, context_text(lab, gold) + asking(lab, case)))
 
 
 class Truncate(Method):
@@ -88,7 +93,7 @@ class Truncate(Method):
             likelihood = read(engine, Consensus(), ids, min(case.last, len(ids) - 1))
             return Answered(repr(-likelihood.mean), likelihood.widest, note="the newest tokens alone")
         question = engine.tokens.encode(asking(lab, case)).ids
-        room = engine.window - len(question) - lab.task.max_new_tokens
+        room = engine.window - len(engine.sink) - len(question) - lab.task.max_new_tokens
         text = context_text(lab, lab.group.of(case))
         generous = 32 * room  # characters: tokens are seldom longer, and a corpus of millions need not be encoded
         if len(text) <= 2 * generous:
@@ -97,7 +102,7 @@ class Truncate(Method):
         else:
             head, tail = engine.tokens.encode(text[:generous]).ids, engine.tokens.encode(text[-generous:]).ids
             kept = head[: room // 2] + tail[len(tail) - (room - room // 2) :]
-        return complete(lab, [*kept, *question])
+        return complete(lab, [*engine.sink, *kept, *question])
 
 
 class Retrieval(Method):
@@ -119,7 +124,7 @@ class Retrieval(Method):
         order = self.ranker.order([passage.whole for passage in found], case.query)
         ranked = list(dict.fromkeys(found[i].document_id for i in order))[:10]
         text = lab.group.prompt([found[i].whole for i in order[: self.k]])
-        answered = complete(lab, lab.engine.tokens.encode(text + asking(lab, case)).ids)
+        answered = complete(lab, behind_sink(lab, text + asking(lab, case)))
         return Answered(answered.text, answered.tokens, ranked)
 
 

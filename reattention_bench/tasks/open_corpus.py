@@ -3,7 +3,8 @@
 A corpus is two files of the data folder: NAME.corpus.jsonl with {doc_id, title, text} and NAME.questions.jsonl with
 {qid, question, answers, gold_doc_ids}. Evidence recall asks that all gold documents are among the first k; answers are
 scored by containment, SQuAD's F1 and exact match. Questions that contain their answer (many comparisons do) count for
-recall alone. The form is raw completion behind three solved questions about places that do not exist.
+recall alone. The form is the engine's own, without solved examples: behind three of them a small model answers with theirs
+(docs/quality.md).
 """
 
 import json
@@ -17,12 +18,6 @@ from reattention_bench.tasks.base import Task
 from reattention_core.documents import Document
 from reattention_core.errors import InvalidRequestError
 from reattention_core.tokens import PlainTokenizer
-
-SHOTS = (
-    ("Who keeps the lighthouse at Varnholm?", "Ingrid Solheimsen"),
-    ("What does the mill near Ostby grind on Tuesdays?", "buckwheat"),
-    ("In which year did the Quellin ferry sink?", "1487"),
-)
 
 
 class OpenCorpus(Task):
@@ -42,7 +37,7 @@ class OpenCorpus(Task):
         cases = []
         for number, asked in enumerate(self._read(size.data, "questions")):
             answers = tuple(asked["answers"])
-            known = normalise(" ".join([asked["question"], *(a for _, a in SHOTS)]))
+            known = normalise(asked["question"])
             case = Case(
                 task=self.name,
                 length=length,
@@ -52,7 +47,6 @@ class OpenCorpus(Task):
                 question=asked["question"],
                 query=asked["question"],
                 answers=answers,
-                shots=SHOTS,
                 gold=frozenset(map(str, asked["gold_doc_ids"])),
                 answered=not any(normalise(answer) in known for answer in answers),
             )

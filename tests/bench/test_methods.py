@@ -37,7 +37,6 @@ CASE = Case(
     question="What does the ferry carry?",
     query="What does the ferry carry?",
     answers=("sheep",),
-    shots=(("Who?", "Me"),),
     gold=frozenset(["d1"]),
 )
 
@@ -116,7 +115,7 @@ def test_a_rule_over_a_corpus(lab: Lab, label: str) -> None:
     assert rule is not None
     lab.corpus = lab.engine.ingest(DOCUMENTS, progress=False)
     answered = made.answer(lab, CASE)
-    direct = lab.corpus.ask(CASE.question, history=CASE.shots, strategy=rule, max_new_tokens=24, stop=("\n",))
+    direct = lab.corpus.ask(CASE.question, strategy=rule, max_new_tokens=24, stop=("\n",))
     assert (answered.text, answered.tokens) == (direct.text, direct.usage.window_tokens)
     if label == "consensus":
         assert answered.ranked is not None
@@ -186,7 +185,14 @@ def asked(lab: Lab, label: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(lab.engine.tokenizer.decode(prompts[0]))
 
 
-FORM = "\nQuestion: Who?\nAnswer: Me\nQuestion: What does the ferry carry?\nAnswer:"
+def behind_sink(lab: Lab, prompt: str) -> str:
+    """What follows the sink, which every prompt with documents begins with."""
+    sink = lab.engine.tokenizer.decode(lab.engine.sink)
+    assert prompt.startswith(sink)
+    return prompt.removeprefix(sink)
+
+
+FORM = "\nQuestion: What does the ferry carry?\nAnswer:"
 
 
 @pytest.mark.parametrize(
@@ -195,11 +201,12 @@ FORM = "\nQuestion: Who?\nAnswer: Me\nQuestion: What does the ferry carry?\nAnsw
 )
 def test_prompts(lab: Lab, label: str, documents: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "".join(f"T{n}\n{TEXTS[n]}\n\n" for n in documents) + FORM
-    assert asked(lab, label, monkeypatch) == expected
+    sink = lab.engine.tokenizer.decode(lab.engine.sink) if documents else ""
+    assert asked(lab, label, monkeypatch) == sink + expected
 
 
 def test_bm25_reads_k_passages(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = asked(lab, "bm25:k=2", monkeypatch)
+    prompt = behind_sink(lab, asked(lab, "bm25:k=2", monkeypatch))
     assert prompt.startswith("T1\n")
     assert prompt.count("\n\n") == 2
 
@@ -207,10 +214,11 @@ def test_bm25_reads_k_passages(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("repeats", [80, 4000])
 def test_truncate_keeps_both_ends(lab: Lab, repeats: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.group = Group([Document(text="First words. " + "It rains. " * repeats + "Last words.", id="x")], [CASE])
-    prompt = asked(lab, "truncate", monkeypatch)
+    whole = asked(lab, "truncate", monkeypatch)
+    prompt = behind_sink(lab, whole)
     assert prompt.startswith("First words. It rains.")
     assert prompt.endswith("It rains. Last words.\n\n" + FORM)
-    ids = lab.engine.tokens.encode(prompt).ids
+    ids = lab.engine.tokens.encode(whole).ids
     assert abs(len(ids) + lab.task.max_new_tokens - 512) < 6
 
 
@@ -220,7 +228,8 @@ def test_a_prompt_that_does_not_fit_says_so(lab: Lab) -> None:
         method("oracle").answer(lab, CASE)
 
 
-def test_exact_attention_and_the_stock_model_answer_alike(lab: Lab) -> None:
+def test_exact_attention_and_the_stock_model_answer_alike(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab.engine, "sink", [])  # the stock model has none
     attached = method("truncate").answer(lab, CASE)
     lab.engine.attachment.detach()
     assert method("full").answer(lab, CASE) == attached
