@@ -1,18 +1,21 @@
 """What durability costs: a corpus saved, opened and read to the last page, beside plain safetensors of the same bytes.
 
 Pages have the bundled model's shape and random contents, in documents of about a thousand tokens; no model runs. Ours syncs,
-sums up every page and checks the sums; `save_file` does none of that, so it is measured with a sync as well. Cold: the kernel
-was told to drop the files from its memory. All is written under one folder, whose disk is what is measured.
+sums up every page and checks the sums; `save_file` does none of that, so it is measured with a sync as well. `load_file` maps
+and reads nothing, so what it gives is read as well: added up, the least that can be done with bytes, or copied into new memory.
+Cold: the kernel was told to drop the files from its memory. All is written under one folder, whose disk is what is measured.
+A fork is what every question has of its own before it is read, beside a copy of all pages.
 
     python benchmarks/store.py --tokens 20000 --tokens 100000
 """
 
+import mmap
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +28,12 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from benchmarks.timing import RESULTS, device, measured_commit, write_rows
+from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.documents import Document
 from reattention_core.edition import assembled
+from reattention_core.select.fixed import Everything
 from reattention_core.sources import ReadDocument
 from reattention_core.store import Store
 from reattention_core.store.about import About
@@ -107,6 +112,31 @@ class Rivals:
         """Theirs, every tensor added up."""
         return sum(int(tensor.view(torch.int64).sum()) for tensor in load_file(self.file).values())
 
+    def open_and_copy(self) -> torch.Tensor:
+        """Ours, every page held against its sum and copied."""
+        pages = self.open().pages
+        return self._copied(part for n in range(pages.n_layers) for part in pages.read(n, 0, pages.n_pages))
+
+    def open_and_copy_plain(self) -> torch.Tensor:
+        """Theirs, every tensor copied."""
+        return self._copied(load_file(self.file).values())
+
+    def _copied(self, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+        """In memory that the process did not have before, which malloc would not always give."""
+        memory, at = torch.frombuffer(mmap.mmap(-1, sum(t.nbytes for t in self.tensors.values())), dtype=torch.uint8), 0
+        for tensor in tensors:
+            memory[at : at + tensor.nbytes] = tensor.view(torch.uint8).flatten()
+            at += tensor.nbytes
+        return memory
+
+    def fork(self) -> ContextCache:
+        """A question's own cache over all pages."""
+        return ContextCache(LAYERS, Everything(), 8192, self.pages)
+
+    def fork_plain(self) -> list[torch.Tensor]:
+        """What a question would need that could change the pages it reads: all of them again."""
+        return [tensor.clone() for tensor in self.tensors.values()]
+
     def edit(self) -> None:
         """One more document in a corpus that is on disk."""
         opened = self.open()
@@ -136,6 +166,10 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
             how = "cold" if cold else "warm"
             note(f"open and read all, {how}", rivals.open_and_read, cold)
             note(f"load_file and read all, {how}", rivals.open_and_read_plain, cold)
+        note("open and copy all, warm", rivals.open_and_copy)
+        note("load_file and copy all, warm", rivals.open_and_copy_plain)
+        note("fork", rivals.fork)
+        note("copy of all pages", rivals.fork_plain)
         size = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file())
         note("edit: one document more", rivals.edit)
     edited = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file()) - size
@@ -144,13 +178,16 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
         "open": "load_file",
         "open and read all, warm": "load_file and read all, warm",
         "open and read all, cold": "load_file and read all, cold",
+        "open and copy all, warm": "load_file and copy all, warm",
+        "fork": "copy of all pages",
     }
+    other = {"edit: one document more": edited, "fork": rivals.fork().nbytes, "copy of all pages": rivals.pages.nbytes}
     rows = []
     for name, seconds in times.items():
         row = {
             "measured": name,
             "tokens": n_tokens,
-            "bytes": edited if "edit" in name else size,
+            "bytes": other.get(name, size),
             "seconds": min(seconds),
         }
         if name in beside:

@@ -17,10 +17,6 @@ MOST_RUNS = 64
 """More runs than this, and neighbours that are short are copied together."""
 
 
-STEP = 256
-"""Pages that are copied at a time: when they are read from disk, they are summed up first, and stay in the processor's cache."""
-
-
 class Run(NamedTuple):
     """Pages first..stop-1 of some pages; documents lie whole within it."""
 
@@ -142,12 +138,11 @@ def onto(pages: Pages, device: torch.device) -> Pages:
         found: list[torch.Tensor] = []
         at = 0
         for run in runs:
-            for first in range(run.first, run.stop, STEP):
-                read = run.pages.read(layer, first, min(first + STEP, run.stop))
-                found = found or [t.new_empty(t.shape[0], pages.n_pages, *t.shape[2:], device=device) for t in read]
-                for own, part in zip(found, read, strict=True):
-                    own[:, at : at + part.shape[1]] = part
-                at += read[0].shape[1]
+            read = run.pages.read(layer, run.first, run.stop)
+            found = found or [t.new_empty(t.shape[0], pages.n_pages, *t.shape[2:], device=device) for t in read]
+            for own, part in zip(found, read, strict=True):
+                own[:, at : at + run.n_pages] = part
+            at += run.n_pages
         keys.append(found[0])
         values.append(found[1])
     summaries = [summary.to(device) for summary in pages.summaries]
