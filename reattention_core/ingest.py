@@ -27,7 +27,8 @@ class Ingest:
 
     Args:
         attachment: the attached model.
-        sink: pages that begin with the one before every document, see `read_sink`; None while that is read itself.
+        sink: pages that begin with the one before every document, see `read_sink`; None while that is read itself. In
+            `joint` the first documents may follow: they are taken as they are.
         documents: token ids of every document.
         layout: where they will lie.
         selector: reads earlier documents in `joint`, and may ask for summaries of chunks in both.
@@ -63,8 +64,11 @@ class Ingest:
         self.pages = Pages.allocate(attachment.shapes, layout.first, layout.filled, dtype, device)
         if selector.summary_size:
             self.pages.reserve_summaries(attachment.query_shapes, selector.summary_size)
+        self._taken = 0 if sink is None else sink.n_pages
         if sink is not None:
             self.pages.begin_with(sink)
+            if sink.n_pages > 1:
+                self.pages.hold(1, sink)
 
     def sink(self) -> Pages:
         """Read the one document as a sink, with nothing before it."""
@@ -108,18 +112,28 @@ class Ingest:
                 begin = end
         read(order[begin:], places[:, begin:])
 
-    def joint(self) -> Pages:
+    def joint(self, finished: Callable[[int, int], None] | None = None) -> Pages:
         """Read the documents one after another, each seeing the earlier ones as the selector says.
+
+        Args:
+            finished: called with documents first..stop-1 when they have been read, as soon as they are a batch of tokens.
 
         Raises:
             CancelledError: between two chunks.
         """
-        attachment = self._attachment
+        attachment, tokens, first = self._attachment, 0, 0
         for number, (start, length) in enumerate(zip(self._layout.starts, self._layout.lengths, strict=True)):
+            if start // PAGE < self._taken:
+                first = number + 1
+                continue
             below = self.pages.before(start // PAGE)
             context = Context(attachment.window, length, attachment.scaling, attachment.rotations, below)
             reader = self._selector.reader(context)
             self._run([number], self._places[:, number : number + 1], reader, below, reader.chunk)
+            tokens += length
+            if finished is not None and (tokens >= self._batch_tokens or number + 1 == len(self._layout.lengths)):
+                finished(first, number + 1)
+                first, tokens = number + 1, 0
         return self.pages
 
     def _run(

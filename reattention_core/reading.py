@@ -91,9 +91,15 @@ def obtain(
         CancelledError: `how.cancelled` said so.
     """
     found: dict[int, Part] = {}
-    if draft is not None and how.mode == "independent":
+    if draft is not None:
         known = draft.find(documents)
+        if how.mode == "joint":  # each was read in the light of all before it
+            known = known[: next((n for n, part in enumerate(known) if part is None), len(known))]
         found = {n: (documents[n], *part) for n, part in enumerate(known) if part is not None}
+    if how.mode == "joint" and len(found) < len(documents):
+        begun = assembled(next(iter(found.values()))[2], found.values()) if found else None
+        pages, read = read_documents(engine, documents, how, draft=draft, begun=begun)
+        return pages, [(document, one, pages) for document, one in zip(documents, read, strict=True)]
     if found:
         pages, read = assembled(next(iter(found.values()))[2], found.values())
         with engine.busy(how.cancelled), within_memory():
@@ -117,8 +123,12 @@ def read_documents(
     how: How,
     sink: Pages | None = None,
     draft: "Draft | None" = None,
+    begun: tuple[Pages, list[ReadDocument]] | None = None,
 ) -> tuple[Pages, list[ReadDocument]]:
-    """Read documents into pages of their own, behind the sink; arguments and errors as for `obtain`."""
+    """Read documents into pages of their own, behind the sink; arguments and errors as for `obtain`.
+
+    In `joint`, `begun` are the sink and the first documents as they were read before, which are taken over.
+    """
     selector = how.selector
     if how.mode == "joint" and isinstance(selector, Consensus):
         # Consensus is a rule for questions; a streaming prefill asks none.
@@ -127,9 +137,12 @@ def read_documents(
     ids = [document.ids for document in encoded]
     layout = lay_out([len(i) for i in ids])
     placed = [ReadDocument(d.document, d.spans, start) for d, start in zip(encoded, layout.starts, strict=True)]
+    if begun is not None:
+        sink, placed[: len(begun[1])] = begun
+    n_tokens = sum(document.n_tokens for document in placed if document.saved is None)
     with (
         engine.busy(how.cancelled) as between,
-        reporting(how.progress, sum(map(len, ids))) as report,
+        reporting(how.progress, n_tokens) as report,
         within_memory(),
         engine.prefixes.fixed(),  # what is free was counted
     ):
@@ -158,17 +171,16 @@ def read_documents(
 
         if tier != "device":
             pages, placed = spilled(engine, placed, layout, together, reading, draft, tier == "disk")
-        elif how.mode == "joint":
-            pages = reading(range(len(ids)), layout).joint()
         else:
             ingest = reading(range(len(ids)), layout)
 
             def finished(first: int, stop: int) -> None:
                 assert draft is not None
-                placed[first:stop] = draft.write(ingest.pages, placed[first:stop])
+                placed[first:stop] = draft.write(ingest.pages, placed[first:stop], placed[:first])
 
-            pages = ingest.independent(finished if draft else None)
-    engine.tally.add(read=sum(map(len, ids)))
+            read = ingest.joint if how.mode == "joint" else ingest.independent
+            pages = read(finished if draft else None)
+    engine.tally.add(read=n_tokens)
     return pages, placed
 
 

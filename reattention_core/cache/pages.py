@@ -168,9 +168,10 @@ class Pages:
     def hold(self, first: int, other: "Pages") -> None:
         """Copy all pages of another corpus but its sink, with their summaries, to pages first.. of this one."""
         many = other.n_pages - 1
-        for own, given in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            for head, read in zip(own, given, strict=True):  # one piece of memory each, which a GPU copies as such
-                head[first : first + many] = read[1:]
+        for ours, others in ((self.keys, other.keys), (self.values, other.values)):
+            for own, given in zip(ours, others, strict=True):  # a layer at a time, which may have to be put together
+                for head, read in zip(own, given, strict=True):  # one piece of memory each, which a GPU copies as such
+                    head[first : first + many] = read[1:]
         if self.summaries:
             chunk = int(self.chunks(self.summary_size)[first])
             for own, given in zip(self.summaries, other.summaries, strict=True):

@@ -126,17 +126,20 @@ class Draft:
             return ReadDocument(document, pack.spans[n], pack.starts[n], place), pack.pages
         return None
 
-    def write(self, pages: Pages, documents: Sequence[ReadDocument]) -> list[ReadDocument]:
+    def write(
+        self, pages: Pages, documents: Sequence[ReadDocument], before: Sequence[ReadDocument] = ()
+    ) -> list[ReadDocument]:
         """Make documents durable that were just read.
 
         Args:
             pages: that they lie in; page 0 is the sink's.
             documents: in the order of the corpus.
+            before: those that stand before them there; in `joint` they belong to what was read.
 
         Raises:
             StorageFullError: the disk cannot take them.
         """
-        keys = self._about.keys([document.document for document in documents])
+        keys = self._about.keys([document.document for document in (*before, *documents)])[len(before) :]
         return self._write(pages, documents, keys)
 
     def mapped(self, documents: Sequence[ReadDocument]) -> tuple[Pages, list[ReadDocument]]:

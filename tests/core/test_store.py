@@ -258,35 +258,58 @@ def test_many_edits_leave_no_more_packs_than_are_needed_and_no_scattered_corpus(
 # An ingest that was broken off goes on.
 
 
-@pytest.mark.parametrize("how", ["cancelled", "failed"])
+@pytest.mark.parametrize(("how", "mode", "stopped"), [("cancelled", "independent", 12), ("failed", "joint", 45)])
 def test_an_ingest_that_was_broken_off_goes_on_where_it_stopped(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, how: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, how: str, mode: Any, stopped: int
 ) -> None:
     documents = [f"The device numbered {n} has a warranty of {n} years, as its manufacturer says." for n in range(40)]
     config = Config(cache_dtype="float32", max_new_tokens=4, stop=(), ingest_tokens=128)
     with Engine(model, tokenizer, config, tmp_path / "store") as engine:
-        whole = engine.ingest(documents, progress=False)
+        whole = engine.ingest(documents, mode=mode, progress=False)
         expected, passes, read = whole.ask(QUESTION), 0, Read(engine)
 
         def stop() -> bool:
             nonlocal passes
             passes += 1
-            if passes > 12 and how == "failed":
+            if passes > stopped and how == "failed":
                 raise RuntimeError("cublas")
-            return passes > 12
+            return passes > stopped
 
         with pytest.raises((CancelledError, RuntimeError)):
-            engine.ingest(documents, name="c", progress=False, cancelled=stop)
+            engine.ingest(documents, name="c", mode=mode, progress=False, cancelled=stop)
         assert (engine.store.names(), engine.store.unfinished()) == ([], ["c"])
         left = packs(tmp_path / "store")
         assert left
         done: list[Corpus] = []
-        again = read.during(lambda: done.append(engine.ingest(documents, name="c", progress=False)))
+        again = read.during(lambda: done.append(engine.ingest(documents, name="c", mode=mode, progress=False)))
         assert 0 < again < 0.7 * whole.n_tokens
         assert same(done[0].ask(QUESTION), expected)
         assert same(engine.open("c").ask(QUESTION), expected)
         assert {*left} <= {*packs(tmp_path / "store")}
         assert (engine.store.names(), engine.store.unfinished()) == (["c"], [])
+
+
+@pytest.mark.parametrize("strategy", [None, "longheads"])
+def test_documents_read_jointly_are_found_again_behind_the_same_ones_alone(
+    engine: Engine, read: Read, tmp_path: Path, strategy: Any
+) -> None:
+    """Each was read in the light of all before it: another order, or another first document, is another reading."""
+    documents = [*DOCUMENTS, OTHER]
+    settings: dict[str, Any] = {"mode": "joint", "strategy": strategy, "progress": False}
+    engine.ingest(documents[:2], name="c", **settings)
+    fresh = engine.ingest(documents, **settings)
+    expected, made = fresh.ask(QUESTION, strategy=strategy), list[Corpus]()
+    assert (
+        read.during(lambda: made.append(engine.ingest(documents, name="d", **settings))) == fresh.documents[2].n_tokens
+    )
+    for corpus in (made[0], engine.open("d")):
+        assert same(corpus.ask(QUESTION, strategy=strategy), expected)
+        for layer in range(2):
+            for ours, theirs in zip(fresh.pages.read(layer, 0, 9), corpus.pages.read(layer, 0, 9), strict=True):
+                assert torch.equal(ours, theirs)
+    assert read.during(lambda: engine.ingest(documents, name="e", **settings)) == 0
+    assert read.during(lambda: engine.ingest(documents[::-1], name="f", **settings)) >= fresh.n_tokens
+    assert read.during(lambda: engine.ingest(documents[1:], name="g", **settings)) > 0
 
 
 def test_what_an_ingest_that_was_broken_off_has_read_is_kept_until_it_is_removed(shelf: Store, root: Path) -> None:
