@@ -24,13 +24,14 @@ from reattention_core.request import Request
 from reattention_core.select import Consensus, Selector
 from reattention_core.sources import ReadDocument, Source
 from reattention_core.structured.structure import Structure
+from reattention_core.unpicklable import Unpicklable
 
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
     from reattention_core.store.draft import Draft
 
 
-class Corpus:
+class Corpus(Unpicklable):
     """A read corpus, open for questions and edits. Made by `Engine.ingest`, `Engine.open` and `Engine.join`.
 
     Questions never change it: each has a private tail over the shared pages, so any number may run one after another or

@@ -29,6 +29,7 @@ from reattention_core.memory import free_bytes
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
+from reattention_core.models.unchanged import Unchanged
 from reattention_core.opening import opened
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
@@ -45,13 +46,14 @@ from reattention_core.texts import Texts
 from reattention_core.tiers import Tiers
 from reattention_core.tokens import PlainTokenizer
 from reattention_core.turns import Turns
+from reattention_core.unpicklable import Unpicklable
 
 Sources = str | Path | Document | Iterable[str | Path | Document]
 
 logger = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(Unpicklable):
     """A language model with ReAttention's cache and attention.
 
     Threads may share an engine; its model serves one request at a time, in the order they come. Long reading
@@ -68,6 +70,7 @@ class Engine:
         sink: the 32 token ids that stand before every document.
         prefixes: beginnings of prompts that were read without a corpus.
         texts: long texts that prompts asked something of, within the same budget.
+        weights: the model's, which must stay as they are.
         turns: who has the model, and who waits.
         tally: what was done so far.
         folder: of saved corpora.
@@ -94,7 +97,7 @@ class Engine:
                 f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self.sink)}: use a longer text"
             )
         self._sink_page: Pages | None = None
-        self.attachment = Attachment(model)
+        self.attachment, self.weights = Attachment(model), Unchanged(model)
         quarter = free_bytes(model.device) // 4
         kept = Kept(quarter if self.config.prefix_bytes is None else self.config.prefix_bytes)
         self.prefixes, self.texts = PrefixTree(kept), Texts(kept)
@@ -323,7 +326,8 @@ class Engine:
         return named(self.config.strategy if strategy is None else strategy, self.window)
 
     def busy(self, cancelled: Cancelled = lambda: False) -> AbstractContextManager[Cancelled]:
-        """The model for one piece of work: others wait; see `Turns.turn`."""
+        """The model for one piece of work: others wait; see `Turns.turn`. Refused once its weights were changed."""
+        self.weights.check()
         return self.turns.turn(cancelled)
 
     def sink_page(self, selector: Selector, cancelled: Cancelled) -> Pages:

@@ -24,7 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.config import Generation
-from reattention_core.errors import CancelledError
+from reattention_core.errors import CancelledError, UnsupportedModelError
 from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
 from reattention_core.structured.constraint import Constraint
@@ -155,6 +155,7 @@ def generate(
 
     Raises:
         CancelledError: `cancelled` said so.
+        UnsupportedModelError: the model computes what is no number.
     """
     prompt = torch.tensor([ids], device=model.device)
     known = cache.layers[0].n_tail
@@ -167,10 +168,10 @@ def generate(
         layer.prefilled = whole
     stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim, constraint)
     held = [] if constraint is None else [constraint]
-    masks: list[LogitsProcessor] = [one.mask for one in held]
+    masks: list[LogitsProcessor] = [Numbers(), *(one.mask for one in held)]
     penalty = settings.repetition_penalty or model.generation_config.repetition_penalty or 1.0
     if penalty != 1:
-        masks.insert(0, Repetition(float(penalty), prompt[:, :whole]))
+        masks.insert(1, Repetition(float(penalty), prompt[:, :whole]))
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {
@@ -206,6 +207,20 @@ def generate(
         raise CancelledError("cancelled while an answer was being written")
     ended = stream.stopped or stream.n_tokens < settings.max_new_tokens or stream.last in _end_tokens(model)
     return stream.n_tokens, "stop" if ended else "length"
+
+
+class Numbers(LogitsProcessor):
+    """Refuses to draw a token by what is no number, which would be any token."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores as they are."""
+        if bool(scores.isnan().any()):
+            raise UnsupportedModelError(
+                f"the model computed NaN in {scores.dtype} instead of scores for its next token: load it with dtype='float32' "
+                "or 'bfloat16', whose range is wider than float16's, and ingest the documents again; if that does not help, its "
+                "weights are damaged"
+            )
+        return scores
 
 
 class Repetition(LogitsProcessor):

@@ -26,6 +26,7 @@ LARGEST = {torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 def opened(engine: "Engine", name: str) -> Corpus:
     """See `Engine.open`."""
+    engine.weights.check(closely=True)
     with within_memory():
         saved = engine.store.load(name, engine.identity, torch.device("cpu"))
     _check_canary(engine, name, saved.pages)

@@ -62,6 +62,7 @@ def drafted(
     """
     if name is None:
         return nullcontext()
+    engine.weights.check(closely=True)
     way = repr(how.selector) if how.mode == "joint" else f"reach {engine.config.reach}"
     return engine.store.draft(name, About(engine.name, how.mode, engine.identity, how.rule, way), base, replace)
 

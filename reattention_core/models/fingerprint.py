@@ -29,13 +29,14 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     return {
         "architecture": type(model).__name__,
         "config": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "weights": _weights(model),
+        "weights": sampled_weights(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "tokenizer": _digest(json.dumps(rules, sort_keys=True).encode()),
     }
 
 
-def _weights(model: PreTrainedModel) -> str:
+def sampled_weights(model: PreTrainedModel) -> str:
+    """A digest of some values of every tensor of a model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         samples = tensor.detach().flatten()[:: max(tensor.numel() // SAMPLES, 1)]

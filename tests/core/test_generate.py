@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reattention_core import Config, Corpus, Engine
-from reattention_core.errors import CancelledError
+from reattention_core import Config, Consensus, Corpus, Engine
+from reattention_core.errors import CancelledError, UnsupportedModelError
 from reattention_core.generate import TextStream
 from reattention_core.positions import Rotation
 from reattention_core.tokens import PlainTokenizer
@@ -347,6 +347,24 @@ def test_what_the_worker_raises_reaches_the_caller_as_itself(
     assert caught.value is error
     assert len(tokens) == 3
     assert workers() == []
+    hook.remove()
+    assert corpus.ask(QUESTION).text == expected
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_what_is_no_number_draws_no_token(corpus: Corpus, at: int) -> None:
+    expected = corpus.ask(QUESTION).text
+    tokens: list[None] = []
+
+    def no_number(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor | None:
+        tokens.append(None)
+        return out * float("nan") if len(tokens) == at else None
+
+    hook = corpus._engine.attachment.model.lm_head.register_forward_hook(no_number)
+    # Without comparing passages, the first pass through the last layer is that of the answer.
+    with pytest.raises(UnsupportedModelError, match=r"NaN in torch\.float32"):
+        corpus.ask(QUESTION, strategy=Consensus(candidates=0))
+    assert len(tokens) == at
     hook.remove()
     assert corpus.ask(QUESTION).text == expected
 

@@ -5,6 +5,7 @@ Faults of disk, file and process are in `tests/reliability`.
 
 import ast
 import copy
+import pickle
 import re
 import shutil
 import stat
@@ -325,6 +326,23 @@ def test_what_an_ingest_that_was_broken_off_has_read_is_kept_until_it_is_removed
     assert packs(root) == []
     with pytest.raises(CorpusNotFoundError):
         shelf.remove("c")
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_a_process_says_how_to_have_it_in_another(corpus: Corpus, engine: Engine, how: Any) -> None:
+    for one in (corpus, engine):
+        with pytest.raises(TypeError, match=f"{type(one).__name__} cannot be pickled .* open that name"):
+            how(one)
+
+
+def test_a_corpus_that_is_removed_while_it_answers_answers_to_the_end(corpus: Corpus, engine: Engine) -> None:
+    expected = corpus.ask(QUESTION).text
+    stream = engine.open("c").stream(QUESTION)
+    pieces = [next(stream)]
+    engine.store.remove("c")
+    assert "".join([*pieces, *stream]) == expected
+    with pytest.raises(CorpusNotFoundError):
+        engine.open("c")
 
 
 # Opening is quick.

@@ -125,6 +125,62 @@ def another_model(folder: Path) -> int:
     return len(CHANGES)
 
 
+def trained(model: PreTrainedModel) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.lm_head.weight.sum().backward()
+    optimizer.step()
+
+
+def with_other_weights(model: PreTrainedModel) -> None:
+    model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
+
+
+def merged(model: PreTrainedModel) -> None:
+    model.base_model.layers[0].self_attn.q_proj.weight.data += 1
+
+
+@fault(
+    "Weights change under an engine",
+    "a step of training, other weights loaded, an adapter merged into one tensor: refused by asking, searching, prompting, "
+    "ingesting and editing (the merged one, which no tensor counts, where something is saved or opened), by the name of the field; "
+    "nothing is written, and with the old weights all is as it was",
+)
+def changed_under_an_engine(folder: Path) -> int:
+    times = 0
+    for number, change in enumerate((trained, with_other_weights, merged)):
+        model = tiny_model()
+        old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with engine(folder / str(number), model=model) as found:
+            corpus = found.ingest(TEXT, name="c", progress=False)
+            answer = corpus.ask("How long?")
+            change(model)
+            saving: list[Callable[[], Any]] = [
+                lambda found=found: found.open("c"),
+                lambda found=found: found.ingest(TEXT, name="d", progress=False),
+                lambda corpus=corpus: corpus.add("Another document.", progress=False),
+            ]
+            using: list[Callable[[], Any]] = [
+                lambda corpus=corpus: corpus.ask("How long?"),
+                lambda corpus=corpus: corpus.find("How long?"),
+                lambda found=found: found.generate("Who?"),
+                lambda found=found: found.ingest(TEXT, progress=False),
+            ]
+            for call in saving if change is merged else [*saving, *using]:
+                try:
+                    call()
+                except FingerprintMismatchError as error:
+                    assert error.fields == ("weights",)
+                    assert "another engine" in str(error)
+                else:
+                    raise AssertionError
+                times += 1
+            assert found.store.names() == ["c"]
+            assert found.store.unfinished() == []
+            model.load_state_dict(old)
+            assert found.open("c").ask("How long?").text == corpus.ask("How long?").text == answer.text
+    return times
+
+
 @fault(
     "A field of the fingerprint, one by one",
     "every field that a manifest names, changed, missing or added: refused with its name",

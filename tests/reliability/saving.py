@@ -168,6 +168,57 @@ def no_folder(folder: Path) -> int:
 
 
 @fault(
+    "The folder cannot be written",
+    "read-only, or not ours, for each of the five: what is there is opened and read, without the lock; the change is refused, and "
+    "nothing was changed",
+)
+def read_only(folder: Path) -> int:
+    times = 0
+    for operation in OPERATIONS:
+        for code in (errno.EROFS, errno.EACCES):
+            root = folder / operation.name / str(code)
+            store = prepared(root, operation)
+            files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+            def refuse(name: str, function: Any, args: tuple[Any, ...], code: int = code) -> None:
+                raise OSError(code, os.strerror(code))
+
+            with broken(0, refuse):
+                assert outcome(store, operation) == "before"
+                try:
+                    operation.run(store)
+                except StorageFullError as error:
+                    assert os.strerror(code) in str(error)
+                else:
+                    raise AssertionError
+            assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == files
+            finished(store, root, operation)
+            times += 1
+    return times
+
+
+@fault(
+    "A store is moved",
+    "copied, renamed, its files' times set to 1970 and to 2100: everything opens, is whole, and can be edited",
+)
+def moved(folder: Path) -> int:
+    edit = next(operation for operation in OPERATIONS if operation.name == "edit")
+    prepared(folder / "first", edit)
+    shutil.copytree(folder / "first", folder / "copied")
+    (folder / "first").rename(folder / "renamed")
+    for name, seconds in (("1970", 0), ("2100", 4102444800)):
+        shutil.copytree(folder / "copied", folder / name)
+        for path in (folder / name).rglob("*"):
+            os.utime(path, (seconds, seconds))
+    roots = [folder / name for name in ("copied", "renamed", "1970", "2100")]
+    for root in roots:
+        assert outcome(Store(root), edit) == "before"
+        Store(root).verify("c")
+        finished(Store(root), root, edit)
+    return len(roots)
+
+
+@fault(
     "Reading fails for now",
     "too many open files, an I/O error, too many links when any file of a corpus is opened: an error that says try "
     "again, nothing is "
