@@ -1,5 +1,6 @@
 """Where corpora go: the highest tier with room, with the same pages and answers in each; what has no room anywhere is refused."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from reattention_core import Config, Corpus, Engine, LongHeads, memory
-from reattention_core.cache.pages import PAGE
+from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.cache.tiered import TieredPages
-from reattention_core.errors import CapacityError, InvalidConfigError
+from reattention_core.errors import CancelledError, CapacityError, InvalidConfigError
 from tests.conftest import tiny_model
 
 DOCUMENTS = [
@@ -172,3 +173,38 @@ def test_a_corpus_opened_with_less_memory_than_it_takes_gets_an_index(
     monkeypatch.undo()
     same(opened, plain)
     assert torch.equal(opened.pages.filled, plain.pages.filled)
+
+
+@pytest.mark.parametrize("host_bytes", [1.0, 0], ids=["host", "disk"])
+@pytest.mark.parametrize("stopped", ["cancelled", "out of memory"])
+def test_reading_into_a_lower_tier_that_is_broken_off_leaves_nothing_in_memory_and_goes_on(
+    make: Make, host_bytes: Any, stopped: str
+) -> None:
+    engine = make(device_bytes=40 * PAGE_BYTES, host_bytes=host_bytes)
+    engine.ingest("A fox.", progress=False).ask("Who?")  # heads are examined
+    alive = pages_alive()
+    asked = iter(range(1000))
+    layer = engine.attachment.model.base_model.layers[-1].mlp
+    if stopped == "cancelled":
+        with pytest.raises(CancelledError):
+            engine.ingest(DOCUMENTS, name="c", progress=False, cancelled=lambda: next(asked) > 10)
+    else:
+
+        def fail(*_: Any) -> None:
+            if next(asked) > 10:
+                raise torch.OutOfMemoryError("tried to allocate 20 MiB")
+
+        hook = layer.register_forward_pre_hook(fail)
+        with pytest.raises(CapacityError, match="20 MiB"):
+            engine.ingest(DOCUMENTS, name="c", progress=False)
+        hook.remove()
+    assert pages_alive() <= alive
+    read = engine.stats().tokens_read
+    corpus = engine.ingest(DOCUMENTS, name="c", progress=False)
+    assert 0 < engine.stats().tokens_read - read < corpus.n_tokens, "what was durable is not read again"
+    same(corpus, make().ingest(DOCUMENTS, progress=False))
+
+
+def pages_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(one), Pages) for one in gc.get_objects())
