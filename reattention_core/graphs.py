@@ -108,7 +108,7 @@ class Graphs:
     def _begun(self, forward: Callable[..., Any], cache: ContextCache) -> "_Step | None":
         """A recorded step that stands where the prompt's pass ended."""
         selection, pages = cache.read, cache.pages
-        if selection is None or selection.table is None or pages is None:
+        if selection is None or selection.table is None or pages is None or pages.below is not None:
             return None
         # What was recorded over pages that are no longer read holds them.
         self._steps = {shape: step for shape, step in self._steps.items() if shape[0] is pages}

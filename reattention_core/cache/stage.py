@@ -76,8 +76,13 @@ class Stage:
             missing.append(0)
             self._sink_of = corpus.number
         found = {0: 0, **{page: places[corpus.number, page] for page in wanted}}
-        if missing:
-            stage.bring(corpus.below, torch.tensor(missing), torch.tensor([found[page] for page in missing]))
+        try:
+            if missing:
+                stage.bring(corpus.below, torch.tensor(missing), torch.tensor([found[page] for page in missing]))
+        except BaseException:  # a damaged file, or no memory: what may be half there must not be taken for whole
+            self._sink_of = None
+            self._free += [places.pop((corpus.number, page)) for page in missing if page]
+            raise
         return stage, found
 
     def _begin(self, like: Pages, room: int) -> None:

@@ -157,8 +157,11 @@ def test_a_saved_corpus_is_read_from_disk_page_by_page_and_damage_is_found(engin
     damaged = over(engine.open("all"))
     damaged.pages.staged([torch.tensor([1, 2])])  # pages that are not read are not looked at
     last = damaged.pages.n_pages - 1
-    with pytest.raises(CorruptCacheError):
-        damaged.pages.staged([torch.tensor([last])])
+    for _ in range(2):  # what failed to come is not taken for what is there
+        with pytest.raises(CorruptCacheError):
+            damaged.pages.staged([torch.tensor([last])])
+    staged, [row] = damaged.pages.staged([torch.tensor([1, 2])])
+    assert torch.equal(staged.keys[0][:, row], opened.pages.take(0, torch.tensor([1, 2]))[0])
 
 
 def test_an_edit_of_a_tiered_corpus_stays_tiered_and_is_as_on_the_device(engine: Engine, corpus: Corpus) -> None:
