@@ -62,9 +62,16 @@ class Decode:
     def rows(self, everything: Row) -> None:
         """Measure them; `everything` is torch's attention over all keys, a window being what a corpus is spared."""
         bench, shape = self._bench, self._shape
+        bench.row({**shape, "variant": "a copy that moves as many bytes"}, self._copied)
         bench.row({**shape, "variant": "torch SDPA, window ready"}, partial(self._ready, everything))
         bench.row({**shape, "variant": "torch gather, rotate, SDPA"}, partial(self._gathered, everything))
         bench.row({**shape, "variant": "attend_selected"}, partial(self._selected, everything))
+
+    def _copied(self) -> Row:
+        """What the launch and the bytes take at least: half of them read, half written, of memory side by side."""
+        sources = [random(self._bytes // 4) for _ in self._choices]
+        pairs = [(torch.empty_like(source), source) for source in sources]
+        return self._bench.moving(timed_in_graph(calls(torch.Tensor.copy_, pairs)), self._bytes)
 
     def _ready(self, everything: Row) -> Row:
         row = self._bench.moving(_attend([self._window(choice) for choice in self._choices]), self._bytes)

@@ -229,6 +229,15 @@ def _beside(allowed, scale, tile, n_keys, WIDTH: tl.constexpr, MASKED: tl.conste
 
 
 @triton.jit
+def _in_float32(x):
+    """Scores as float32; whole ones, below 2 ** 22, by two additions instead of the conversion that takes eight times as long."""
+    if x.dtype == tl.int32:
+        return (x + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    else:
+        return x
+
+
+@triton.jit
 def _score_tile(
     q,
     key,
@@ -274,9 +283,15 @@ def _score_tile(
     if HIDING:
         scores = tl.where(seen[None, :], scores, LOWEST)
     if INDEXED:
-        of_page = tl.max(tl.reshape(scores, (HEIGHT, WIDTH // PAGE, PAGE)), 2)
-        of_page = tl.where(of_page == LOWEST, float("-inf"), of_page.to(tl.float32) * factor[None, :])
-        best = tl.max(tl.reshape(of_page, (HEIGHT, WIDTH // SUB, SUB // PAGE)), 2)
+        # Of eight keys in a row the tensor cores leave two to each of four threads. A thread's own scores come first, then
+        # its pages', and only then what the four have: an exchange for each page would cost as much as all the maxima.
+        parted = tl.permute(tl.reshape(scores, (HEIGHT, WIDTH // PAGE, PAGE // 8, 4, 2)), (0, 1, 3, 2, 4))
+        of_page = tl.max(tl.reshape(parted, (HEIGHT, WIDTH // PAGE, 4, PAGE // 4)), 3)
+        scaled = _in_float32(of_page) * factor[None, :, None]
+        if HIDING:
+            scaled = tl.where(of_page == LOWEST, float("-inf"), scaled)
+        of_block = tl.max(tl.reshape(scaled, (HEIGHT, WIDTH // SUB, SUB // PAGE, 4)), 2)
+        best = tl.max(of_block, 2)
     else:
         best = tl.max(tl.reshape(scores, (HEIGHT, WIDTH // SUB, SUB)), 2)
     inside = rows < n_rows
