@@ -1,5 +1,7 @@
 """What every test may use: a tiny random model with a tokenizer, and an engine on it."""
 
+import asyncio
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,17 @@ def seeded() -> None:
     torch.manual_seed(42)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True)
+def no_loop_of_the_thread(request: pytest.FixtureRequest) -> None:
+    """LlamaIndex's synchronous calls run in the thread's event loop, which Python would make for them and nobody would close.
+
+    Where a thread has none and makes none, as everywhere from Python 3.14 on, they make one of their own and close it.
+    """
+    if not inspect.iscoroutinefunction(request.function):
+        asyncio.set_event_loop(None)
+
+
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_level_bpe()
 
