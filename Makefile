@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slow cookbooks docs needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table support reliability clean
+.PHONY: demo test lint slow cookbooks docs needle bench-quick kernels-bench end-to-end-bench wheel memcheck quality-table performance-table support reliability clean
 
 demo: $(VENV)/ready  ## read the Python language reference, then answer three questions from it
 	$(RUN) cookbooks/demo.py
@@ -53,6 +53,9 @@ keys_may_be_views or turns_the_first or every_option or many_parts or only_allow
 
 quality-table: $(VENV)/ready  ## write the measured tables of docs/quality.md anew from their rows
 	$(RUN) -m tests.bench.quality_table
+
+performance-table: $(VENV)/ready  ## write the main tables of docs/performance.md anew from their rows
+	$(RUN) -m tests.bench.performance_table
 
 support: $(VENV)/ready  ## write the README's table of model families anew
 	$(RUN) -m tests.core.support_table
