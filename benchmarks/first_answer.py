@@ -7,6 +7,7 @@ and what an answer takes anyhow are there. Mapped memory is the kernel's copy of
     python benchmarks/first_answer.py --tokens 100000
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -89,6 +90,7 @@ def ask(root: str) -> None:
     rows: list[dict[str, Any]] = []
 
     def note(name: str, call: Any) -> Any:
+        gc.collect()
         began = time.perf_counter()
         with Memory() as memory:
             found = call()
