@@ -65,12 +65,15 @@ def drop(folder: Path) -> None:
             os.close(handle)
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds of one call; what it returns is dropped before the next, and Python has no rubbish left to collect in it."""
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of one call, and of the processor in it, which other programs prolong less.
+
+    What it returns is dropped before the next, and Python has no rubbish left to collect in it.
+    """
     gc.collect()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     found = call()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began, time.process_time() - worked
     del found
     return seconds
 
@@ -150,7 +153,7 @@ class Rivals:
 def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
     """Rows: the least of some runs of each, in turns."""
     rivals, size = Rivals(folder, n_tokens), 0
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[tuple[float, float]]] = {}
 
     def note(name: str, call: Callable[[], Any], cold: bool = False) -> None:
         if cold:
@@ -184,16 +187,14 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
         "fork": "copy of all pages",
     }
     other = {"edit: one document more": edited, "fork": rivals.fork().nbytes, "copy of all pages": rivals.pages.nbytes}
-    rows = []
-    for name, seconds in times.items():
-        row = {
-            "measured": name,
-            "tokens": n_tokens,
-            "bytes": other.get(name, size),
-            "seconds": min(seconds),
-        }
+    least = {name: tuple(map(min, zip(*taken, strict=True))) for name, taken in times.items()}
+    rows: list[dict[str, Any]] = []
+    for name, (seconds, worked) in least.items():
+        row = {"measured": name, "tokens": n_tokens, "bytes": other.get(name, size)}
+        row |= {"seconds": seconds, "processor_seconds": worked}
         if name in beside:
-            row |= {"beside": beside[name], "times": min(seconds) / min(times[beside[name]])}
+            theirs = least[beside[name]]
+            row |= {"beside": beside[name], "times": seconds / theirs[0], "processor_times": worked / theirs[1]}
         rows.append(row)
     return rows
 
