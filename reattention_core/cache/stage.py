@@ -35,9 +35,8 @@ class Stage:
     def __init__(self, device: torch.device) -> None:
         self.device, self.hits, self.misses = device, 0, 0
         self._pages: StagedPages | None = None
-        self._places: OrderedDict[tuple[int, int], int] = (
-            OrderedDict()
-        )  # of (corpus, page), least recently wanted first
+        # Of (corpus, page), least recently wanted first.
+        self._places: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._free: list[int] = []
         self._sink_of: int | None = None
 
