@@ -5,7 +5,7 @@ gold_doc_ids}). Every question is put once; its evidence is worked out by the li
 some way and made whole again, except `int8`, which is the index as it is used. A document's evidence is the sum of its pages';
 recall at k is the share of right documents among the first k.
 
-    python benchmarks/index.py --data ../shared/data --corpus xquad_en --corpus nq_oracle --corpus hotpot200
+    python benchmarks/index.py --data FOLDER --corpus xquad_en --corpus nq_oracle --corpus hotpot200
 """
 
 import json
