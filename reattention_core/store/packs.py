@@ -119,7 +119,8 @@ def _payload(runs: Sequence[Run], sums: dict[str, torch.Tensor]) -> Iterator[mem
     for layer in range(runs[0].pages.n_layers):
         read, found = [run.pages.read(layer, run.first, run.stop) for run in runs], []
         for which in range(2):
-            tensor = torch.cat([pair[which].cpu() for pair in read], 1)
+            parts = [pair[which].cpu() for pair in read]
+            tensor = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
             found.append(block_sums(tensor))
             yield memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
         sums[f"sums.{layer:03}"] = torch.stack(found)
