@@ -163,7 +163,9 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
     for _ in range(runs):
         shutil.rmtree(rivals.root, ignore_errors=True)
         note("save", rivals.save)
+        rivals.file.unlink(missing_ok=True)  # as ours: none has another file's memory to be rid of, or to write into
         note("save_file", lambda: rivals.save_plain(False))
+        rivals.file.unlink()
         note("save_file and sync", lambda: rivals.save_plain(True))
         note("open", rivals.open)
         note("load_file", lambda: load_file(rivals.file))
