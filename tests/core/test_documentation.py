@@ -23,7 +23,6 @@ def reader(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     (tmp_path / "docs" / "handbook.md").write_text(
         "# Warranty\n\nThe warranty is five years. The shop pays for the return."
     )
-    (tmp_path / "data").symlink_to("docs")
     (tmp_path / "notes.md").write_text("Customers park behind the mill.")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / "home"))
