@@ -94,11 +94,11 @@ class Rivals:
         with self.store.draft("c", ABOUT, replace=True) as draft:
             draft.publish(self.pages, self.read)
 
-    def save_plain(self, synced: bool) -> None:
+    def save_plain(self, file: Path, synced: bool) -> None:
         """Theirs."""
-        save_file(self.tensors, self.file)
+        save_file(self.tensors, file)
         if synced:
-            handle = os.open(self.file, os.O_RDONLY)
+            handle = os.open(file, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
 
@@ -160,23 +160,30 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
             drop(folder)
         times.setdefault(name, []).append(timed(call))
 
-    for _ in range(runs):
+    def beside_each_other(run: int, *calls: tuple[str, Callable[[], Any]], cold: bool = False) -> None:
+        """In turns, as the first may have to find the memory, or the kernel's for files, that the others take over."""
+        for turn in range(len(calls)):
+            note(*calls[(run + turn) % len(calls)], cold)
+
+    plain, unsynced = rivals.file, folder / "unsynced.safetensors"
+    for run in range(runs):
         shutil.rmtree(rivals.root, ignore_errors=True)
-        note("save", rivals.save)
-        rivals.file.unlink(missing_ok=True)  # as ours: none has another file's memory to be rid of, or to write into
-        note("save_file", lambda: rivals.save_plain(False))
-        rivals.file.unlink()
-        note("save_file and sync", lambda: rivals.save_plain(True))
-        note("open", rivals.open)
-        note("load_file", lambda: load_file(rivals.file))
-        for cold in (False, True):
-            how = "cold" if cold else "warm"
-            note(f"open and read all, {how}", rivals.open_and_read, cold)
-            note(f"load_file and read all, {how}", rivals.open_and_read_plain, cold)
-        note("open and copy all, warm", rivals.open_and_copy)
-        note("load_file and copy all, warm", rivals.open_and_copy_plain)
-        note("fork", rivals.fork)
-        note("copy of all pages", rivals.fork_plain)
+        plain.unlink(missing_ok=True)
+        unsynced.unlink(missing_ok=True)
+        beside_each_other(
+            run,
+            ("save", rivals.save),
+            ("save_file and sync", lambda: rivals.save_plain(plain, True)),
+            ("save_file", lambda: rivals.save_plain(unsynced, False)),
+        )
+        beside_each_other(run, ("open", rivals.open), ("load_file", lambda: load_file(plain)))
+        for how in ("warm", "cold"):
+            ours, theirs = f"open and read all, {how}", f"load_file and read all, {how}"
+            both = (ours, rivals.open_and_read), (theirs, rivals.open_and_read_plain)
+            beside_each_other(run, *both, cold=how == "cold")
+        ours, theirs = "open and copy all, warm", "load_file and copy all, warm"
+        beside_each_other(run, (ours, rivals.open_and_copy), (theirs, rivals.open_and_copy_plain))
+        beside_each_other(run, ("fork", rivals.fork), ("copy of all pages", rivals.fork_plain))
         size = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file())
         note("edit: one document more", rivals.edit)
     edited = sum(path.stat().st_size for path in rivals.root.rglob("*") if path.is_file()) - size
@@ -203,7 +210,7 @@ def measured(folder: Path, n_tokens: int, runs: int) -> list[dict[str, Any]]:
 
 def main(
     tokens: Annotated[list[int] | None, typer.Option(help="Size of the corpus; may be repeated.")] = None,
-    runs: Annotated[int, typer.Option(help="Of each; the least counts.")] = 3,
+    runs: Annotated[int, typer.Option(help="Of each; the least counts.")] = 4,
     folder: Annotated[Path | None, typer.Option(help="On the disk that is to be measured.")] = None,
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
