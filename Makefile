@@ -41,9 +41,9 @@ kernels-bench: $(VENV)/ready  ## every kernel beside the machine's limits and to
 end-to-end-bench: $(VENV)/ready  ## reading, first token and decoding at growing corpus sizes; needs a GPU
 	$(RUN) benchmarks/end_to_end.py
 
-wheel: $(VENV)/ready  ## build the wheel and use it from a folder outside the repository
+wheel: $(VENV)/ready  ## build the source archive, the wheel out of it, and use that from a folder outside the repository
 	rm -rf dist
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(RUN) -m build >/dev/null
 	outside=$$(mktemp -d) && $(PIP) install --no-deps --target $$outside dist/*.whl && cd $$outside && \
 		PYTHONPATH=$$outside $(CURDIR)/$(RUN) $(CURDIR)/tests/wheel_smoke.py $$outside
 
