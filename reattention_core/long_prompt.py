@@ -107,7 +107,7 @@ class LongPrompt(Request):
             with engine.busy(cancelled):
                 question = edition.question(prompt, cancelled)
                 ranking = rule.rank(edition.pages, question, engine.attachment.scaling, self._room)
-            pages = rule.choose(ranking, self._room).tolist()
+            pages = rule.choose(ranking, self._room).sort().values.tolist()
             return passages(edition.documents, pages, ranking.evidence.tolist())
 
     def _ids(self, found: Sequence[Source]) -> list[int]:

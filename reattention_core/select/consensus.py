@@ -181,17 +181,25 @@ class Consensus(Selector):
         return after, read
 
     def choose(self, ranking: Ranking, room: int) -> torch.Tensor:
-        """Which pages to read, rising and at most `room`: each passage's strongest first, the most important passage first."""
-        chosen: list[int] = []
+        """Which pages to read, in reading order and at most `room`: of each passage the nearest to its strongest.
+
+        Documents stand by rising importance: what is next to the question counts most in a small model's answer, and what
+        else is read costs least in front of it. Within a document pages keep their order.
+        """
+        by_document: dict[int, list[int]] = {}
+        count = 0
         for passage in ranking.read:
             own = ranking.passages.pages(passage)
             strongest = int(own[ranking.evidence[own].argmax()])
-            near = ranking.passages.pages(passage, self.neighbours).tolist()
-            wanted = [page for page in near if page not in chosen]
+            chosen = by_document.setdefault(int(ranking.passages.document_first[passage]), [])
+            wanted = [page for page in ranking.passages.pages(passage, self.neighbours).tolist() if page not in chosen]
             wanted.sort(key=lambda page: abs(page - strongest))
             most = len(wanted) if ranking.passages.whole(passage) else self.pages
-            chosen += wanted[: min(most, room - len(chosen))]
-        return torch.tensor(sorted(chosen), dtype=torch.int64)
+            added = wanted[: min(most, room - count)]
+            chosen += added
+            count += len(added)
+        order = [page for chosen in reversed(by_document.values()) for page in sorted(chosen)]
+        return torch.tensor(order, dtype=torch.int64)
 
 
 class _Reader(Settled):
@@ -204,4 +212,4 @@ class _Reader(Settled):
         self.pages, self._chosen = staged, chosen
 
     def cited(self, most: int = 5) -> torch.Tensor:
-        return self._chosen
+        return self._chosen.sort().values

@@ -216,6 +216,28 @@ def test_the_pages_to_read_lie_around_the_strongest_and_fit_the_room() -> None:
     assert rule.choose(ranking, 3).tolist() == Consensus(share=1.0, pages=3).choose(ranking, 20).tolist()
 
 
+def test_the_most_important_document_stands_next_to_the_question() -> None:
+    """Documents of 1, 12 (two parts) and 1 pages; within a document pages keep their order, whichever part is the better one."""
+    pages = corpus_of([32, 12 * 32, 32])
+    rule = Consensus(pages=99, neighbours=0)
+    ranking = rule.rank(pages, question(Probes(2, 4)), SCALING, 20)
+    for read, expected in (
+        ([1, 4], [14, 1]),
+        ([4, 1], [1, 14]),
+        ([3, 1, 2], [1, *range(2, 14)]),
+        ([1, 3, 4, 2], [14, *range(2, 14), 1]),
+    ):
+        assert rule.choose(replace(ranking, read=read), 20).tolist() == expected
+    chosen = rule.choose(replace(ranking, read=[4, 1, 2]), 5)
+    assert chosen[-2:].tolist() == [1, 14], "the room goes to the most important first"
+    assert len(chosen) == 5
+    reader = Consensus(share=1e-9, gain=99).reader(context(pages, question(Probes(2, 4))))
+    layer = ContextLayer(0, pages)
+    layer.update(torch.randn(1, 2, 3, DIM), torch.randn(1, 2, 3, DIM))
+    read_order = (reader.select(layer, torch.randn(1, 4, 3, DIM)).addresses // 32).unique_consecutive().tolist()
+    assert read_order[0] == 0 and sorted(read_order[1:]) == reader.cited().tolist()
+
+
 def test_a_document_that_is_one_passage_is_read_whole() -> None:
     pages = corpus_of([8 * 32, 64])
     rule = Consensus(share=1.0, pages=2)
