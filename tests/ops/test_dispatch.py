@@ -37,6 +37,12 @@ def question() -> dict[str, Any]:
     )  # fmt: skip
 
 
+def copied() -> dict[str, Any]:
+    """Three pages of two heads."""
+    source, target = torch.randn(2, 5, 4, 8), torch.zeros(2, 4, 4, 8)
+    return {"target": target, "places": torch.tensor([3, 0, 1]), "source": source, "pages": torch.tensor([1, 4, 2])}
+
+
 OPERATIONS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "select_topk": ("topk.triton_kernel", topk),
     "one_per_block": ("topk.published_kernel", topk),
@@ -44,6 +50,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "page_evidence": ("evidence.triton_kernel", question),
     "attend_selected": ("selected_attention.triton_kernel", window),
     "write_pages": ("page_writing.triton_kernel", lambda: batch(size=4)),
+    "copy_pages": ("page_copying.triton_kernel", copied),
 }
 every_operation = pytest.mark.parametrize("name", OPERATIONS)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter is off")
@@ -55,7 +62,7 @@ def run(name: str) -> list[torch.Tensor]:
     given = OPERATIONS[name][1]()
     result = getattr(reattention_kernels, name)(**given)
     if result is None:
-        return bits(given)
+        return [given["target"]] if name == "copy_pages" else bits(given)
     return list(result) if isinstance(result, tuple) else [result]
 
 
