@@ -25,7 +25,7 @@ import torch
 import typer
 
 from benchmarks.store import CPU, LAYERS, LENGTH, SHAPE, drop
-from benchmarks.timing import RESULTS, device, measured_commit, write_rows
+from benchmarks.timing import RESULTS, processor_stamp, write_rows
 from reattention_core import Document, Engine
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
@@ -131,17 +131,11 @@ def main(
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
     """Open a large corpus and ask it."""
-    stamp = {
-        "device": device(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit or measured_commit(),
-    }
+    stamp = processor_stamp(commit)
     rows: list[dict[str, Any]] = []
     for n in tokens or [100_000]:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             rows += measured(Path(made), n)
-    RESULTS.mkdir(exist_ok=True)
     write_rows(RESULTS / "first_answer_cpu.csv", [*rows[0], *stamp], [row | stamp for row in rows])
 
 

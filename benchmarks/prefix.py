@@ -107,7 +107,6 @@ def main(
     for n in tokens or [8000, 30000]:
         rows.append({"measured": "first token", **first_tokens(engine, essays[: int(n * per_token)])})
         print(rows[-1])
-    RESULTS.mkdir(exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
     write_rows(
         RESULTS / f"prefix_{'gpu' if torch.cuda.is_available() else 'cpu'}.csv",

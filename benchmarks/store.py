@@ -28,7 +28,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from benchmarks.timing import RESULTS, device, measured_commit, write_rows
+from benchmarks.timing import RESULTS, processor_stamp, write_rows
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
@@ -215,20 +215,13 @@ def main(
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
 ) -> None:
     """Save, open and read beside plain safetensors."""
-    stamp = {
-        "device": device(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "safetensors": safetensors.__version__,
-        "commit": commit or measured_commit(),
-    }
+    stamp = {"safetensors": safetensors.__version__, **processor_stamp(commit)}
     rows: list[dict[str, Any]] = []
     for n in tokens or [20_000, 100_000]:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             for row in measured(Path(made), n, runs):
                 rows.append(row)
                 print(row)
-    RESULTS.mkdir(exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
     write_rows(RESULTS / "store_cpu.csv", [*columns, *stamp], [row | stamp for row in rows])
 

@@ -152,6 +152,16 @@ def stamp(commit: str) -> Row:
     return {"gpu": device(), **versions, "torch": torch.__version__, "commit": commit or measured_commit()}
 
 
+def processor_stamp(commit: str) -> Row:
+    """What figures of a processor depend on."""
+    return {
+        "device": device(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit or measured_commit(),
+    }
+
+
 def result_file(folder: Path, program: str, suffix: str) -> Path:
     """Where a program's results on this device go."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +169,8 @@ def result_file(folder: Path, program: str, suffix: str) -> Path:
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Write all rows as CSV; floats with four significant digits."""
+    """Write all rows as CSV, in a folder that need not be there yet; floats with four significant digits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as out:
         writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore")
         writer.writeheader()

@@ -40,7 +40,7 @@ class Config(BaseModel):
     Attributes:
         strategy: the selection rule by name, for asking and for `joint` ingest; a call may name another.
         sink: text whose first 32 tokens stand before every document (the attention sink, ReAttention's global part).
-        question_form: what a question becomes; raw completion suits small models better than a chat template.
+        question_form: what a question becomes; docs/quality.md has what other forms are worth.
         stop: strings that end an answer.
         max_new_tokens: tokens of an answer at most, unless a call says otherwise.
         cache_dtype: type of cached keys and values; `auto` is the model's, or bfloat16 for a float32 model.

@@ -1,6 +1,6 @@
-r"""What a question becomes before the model reads it; knows no selection, and of the cache only how large a page is.
+"""What a question becomes before the model reads it; knows no selection, and of the cache only how large a page is.
 
-Raw completion, not a chat template: the bundled model answers "Question: …\\nAnswer:" far better (see the README).
+Raw completion, not a chat template, so that any causal model can be asked; docs/quality.md has other forms beside it.
 """
 
 import json
