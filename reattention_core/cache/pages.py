@@ -229,6 +229,10 @@ class Pages:
     def arrive(self, layer: int) -> None:
         """Called before a layer's keys and values are read: whoever still brings them makes the device wait here."""
 
+    def owners(self, pages: torch.Tensor) -> "list[tuple[Pages, torch.Tensor, torch.Tensor]]":
+        """Who holds the memory of some pages [n]: whose, their numbers [k] there, and which of the n they are [k]."""
+        return [(self, pages, torch.arange(len(pages), device=pages.device))]
+
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the keys and values of some pages [n], [G, n, T, D] each, in the pages' type."""
         return self.keys[layer][:, pages], self.values[layer][:, pages]

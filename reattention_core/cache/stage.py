@@ -7,7 +7,7 @@ travel while it computes. What lies there stays until its place is needed, and i
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -103,6 +103,22 @@ class Stage:
         self._free = list(range(room - 1, 0, -1))
 
 
+class _Part(NamedTuple):
+    """Pages that lie in one piece of memory.
+
+    Attributes:
+        below: whose they are.
+        pages: their numbers there [n], on the host.
+        numbers: the same where the stage is.
+        places: theirs in the stage [n].
+    """
+
+    below: Pages
+    pages: torch.Tensor
+    numbers: torch.Tensor
+    places: torch.Tensor
+
+
 class StagedPages(Pages):
     """The stage's pages, some layers of which may still be on their way; arguments as for `Pages`."""
 
@@ -119,29 +135,35 @@ class StagedPages(Pages):
 
     def bring(self, below: Pages, pages: torch.Tensor, places: torch.Tensor) -> None:
         """Copy some pages [n] of others, on the host, to places [n]; from pinned memory without waiting for it."""
-        filled, numbers, places = (t.to(self.filled.device) for t in (below.filled[pages], pages, places))
-        self.filled[places] = filled
+        device = self.filled.device
+        places = places.to(device)
+        self.filled[places] = below.filled[pages].to(device)
+        parts = [
+            _Part(owner, own, own.to(device), places[where.to(device)]) for owner, own, where in below.owners(pages)
+        ]
         if self._aside is None:
             for layer in range(self.n_layers):
-                self._copy(below, layer, pages, numbers, places)
+                self._copy(layer, parts)
             return
         # What is being read must not be written over, and what the copies read must not be freed before them.
-        self._aside.wait_stream(torch.cuda.current_stream(self.filled.device))
-        for named in (numbers, places):
-            named.record_stream(self._aside)
+        self._aside.wait_stream(torch.cuda.current_stream(device))
+        for part in parts:
+            part.numbers.record_stream(self._aside)
+            part.places.record_stream(self._aside)
         with torch.cuda.stream(self._aside):
             for layer in range(self.n_layers):
-                self._copy(below, layer, pages, numbers, places)
+                self._copy(layer, parts)
                 self._coming[layer] = self._aside.record_event()
 
-    def _copy(self, below: Pages, layer: int, pages: torch.Tensor, numbers: torch.Tensor, places: torch.Tensor) -> None:
-        """One layer of `bring`; `numbers` are the pages on this device."""
-        if below.pinned:
-            copy_pages(self.keys[layer], places, below.keys[layer], numbers)
-            copy_pages(self.values[layer], places, below.values[layer], numbers)
-            return
-        for own, found in zip((self.keys[layer], self.values[layer]), below.take(layer, pages), strict=True):
-            own[:, places] = found.to(own.device)
+    def _copy(self, layer: int, parts: "Sequence[_Part]") -> None:
+        """One layer of `bring`."""
+        for below, pages, numbers, places in parts:
+            if below.pinned:
+                copy_pages(self.keys[layer], places, below.keys[layer], numbers)
+                copy_pages(self.values[layer], places, below.values[layer], numbers)
+                continue
+            for own, found in zip((self.keys[layer], self.values[layer]), below.take(layer, pages), strict=True):
+                own[:, places] = found.to(own.device)
 
     def arrive(self, layer: int) -> None:
         """See `Pages.arrive`."""

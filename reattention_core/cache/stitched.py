@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.pinned import pinned
 
 MOST_RUNS = 64
 """More runs than this, and neighbours that are short are copied together."""
@@ -37,11 +38,17 @@ def stitch(runs: Sequence[Run]) -> Pages:
         runs: the first one begins with the sink's page.
 
     Returns:
-        Pages on a CPU where one of the runs is there, or in a lower tier.
+        Pages on a CPU where one of the runs is in a lower tier, or all are there; else on the GPU where the others are.
+        Runs that are all of some pages are those.
     """
+    lower = any(run.pages.below is not None for run in runs)
     runs = _adjoined([part for run in runs for part in _flat(run)])
-    if all(run.pages.filled.device.type != "cpu" for run in runs):
-        return _copied(runs)
+    whole = runs[0]
+    if len(runs) == 1 and whole.n_pages == whole.pages.n_pages:
+        return whole.pages
+    there = [run.pages.filled.device for run in runs if run.pages.filled.device.type != "cpu"]
+    if there and not lower:
+        return _copied(runs, there[0])
     runs = [_on_cpu(run) for run in runs]
     runs = _thinned(_without_waste(runs))
     whole = runs[0]
@@ -88,7 +95,7 @@ def _without_waste(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         used[id(run.pages)] = used.get(id(run.pages), 0) + run.n_pages
     return [
-        _whole(_copied([run])) if not run.pages.mapped and 2 * used[id(run.pages)] < run.pages.n_pages else run
+        _apart([run]) if not run.pages.mapped and 2 * used[id(run.pages)] < run.pages.n_pages else run
         for run in runs
     ]
 
@@ -104,7 +111,7 @@ def _thinned(runs: Sequence[Run]) -> list[Run]:
         if run is not None and run.n_pages <= short:
             group.append(run)
             continue
-        found += [_whole(_copied(group))] if len(group) > 1 else group
+        found += [_apart(group)] if len(group) > 1 else group
         found += [] if run is None else [run]
         group = []
     return found
@@ -112,24 +119,30 @@ def _thinned(runs: Sequence[Run]) -> list[Run]:
 
 def _on_cpu(run: Run) -> Run:
     """A run as it is where it lies on a CPU, and copied there otherwise."""
-    cpu = torch.device("cpu")
-    return run if run.pages.filled.device == cpu else _whole(onto(run.pages.part(run.first, run.stop), cpu))
+    return run if run.pages.filled.device.type == "cpu" else _apart([run])
+
+
+def _apart(runs: Sequence[Run]) -> Run:
+    """Runs copied to memory of their own on the CPU, which a GPU may read if it might read theirs."""
+    copied = _copied(runs, torch.device("cpu"))
+    near = any(run.pages.pinned or run.pages.filled.is_cuda for run in runs)
+    return _whole(pinned(copied) if near else copied)
 
 
 def _whole(pages: Pages) -> Run:
     return Run(pages, 0, pages.n_pages)
 
 
-def _copied(runs: Sequence[Run]) -> Pages:
-    """Runs in tensors of their own, one a layer."""
-    return onto(StitchedPages(runs), runs[0].pages.filled.device)
+def _copied(runs: Sequence[Run], device: torch.device) -> Pages:
+    """Runs in tensors of their own on a device, one a layer."""
+    return onto(StitchedPages(runs), device)
 
 
 def onto(pages: Pages, device: torch.device) -> Pages:
     """Pages in tensors of their own on a device, one a layer, whatever they are made of.
 
     Args:
-        pages: on this device, or on a CPU.
+        pages: wherever they are.
         device: where they are wanted.
     """
     runs = pages.runs if isinstance(pages, StitchedPages) else (Run(pages, 0, pages.n_pages),)
@@ -150,11 +163,12 @@ def onto(pages: Pages, device: torch.device) -> Pages:
 
 
 def _tables(runs: Sequence[Run]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`filled` and `first` of the runs together."""
-    filled = torch.cat([run.pages.filled[run.first : run.stop] for run in runs])
+    """`filled` and `first` of the runs together, where the first run's are."""
+    device = runs[0].pages.filled.device
+    filled = torch.cat([run.pages.filled[run.first : run.stop].to(device) for run in runs])
     first, at = [], 0
     for run in runs:
-        first.append(run.pages.first[run.first : run.stop] + (at - run.first))
+        first.append(run.pages.first[run.first : run.stop].to(device) + (at - run.first))
         at += run.n_pages
     return filled, torch.cat(first)
 
@@ -168,11 +182,14 @@ def _summaries(runs: Sequence[Run]) -> list[torch.Tensor]:
         chunks = run.pages.chunks(size)
         parts.append((run.pages.summaries, slice(int(chunks[run.first]), int(chunks[run.stop - 1]) + 1)))
     n_layers = len(runs[0].pages.summaries)
-    return [torch.cat([summaries[layer][:, part] for summaries, part in parts], 1) for layer in range(n_layers)]
+    device = runs[0].pages.filled.device
+    return [
+        torch.cat([summaries[layer][:, part].to(device) for summaries, part in parts], 1) for layer in range(n_layers)
+    ]
 
 
 class StitchedPages(Pages):
-    """Runs of other pages, on a CPU, read where they lie.
+    """Runs of other pages, on a CPU, read where they lie; those on several devices only to be copied.
 
     Args:
         runs: one behind another; the first begins with the sink's page.
@@ -222,14 +239,21 @@ class StitchedPages(Pages):
         """See `Pages.scan_head`: a copy where there are several runs, of this head's keys alone."""
         return _together([run.pages.scan_part(layer, run.first, run.stop, group) for run in self.runs])
 
+    def owners(self, pages: torch.Tensor) -> list[tuple[Pages, torch.Tensor, torch.Tensor]]:
+        """See `Pages.owners`."""
+        whose = torch.bucketize(pages, torch.tensor(self._at[1:]), right=True)
+        found = []
+        for number in whose.unique().tolist() or [0]:
+            run, where = self.runs[number], (whose == number).nonzero().squeeze(1)
+            found.append((run.pages, pages[where] + (run.first - self._at[number]), where))
+        return found
+
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pages.take`."""
-        whose = torch.bucketize(pages, torch.tensor(self._at[1:]), right=True)
         found, order = [], []
-        for number in whose.unique().tolist() or [0]:
-            run, inside = self.runs[number], whose == number
-            found.append(run.pages.take(layer, pages[inside] + (run.first - self._at[number])))
-            order.append(inside.nonzero().squeeze(1))
+        for owner, own, where in self.owners(pages):
+            found.append(owner.take(layer, own))
+            order.append(where)
         back = torch.cat(order).argsort()
         return _together([pair[0] for pair in found])[:, back], _together([pair[1] for pair in found])[:, back]
 

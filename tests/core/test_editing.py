@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from reattention_core import Answer, Config, Corpus, Document, Engine
 from reattention_core.cache import stitched
 from reattention_core.cache.pages import PAGE, Pages
-from reattention_core.cache.stitched import Run, StitchedPages, stitch
+from reattention_core.cache.stitched import Run, StitchedPages, onto, stitch
 from reattention_core.errors import (
     CancelledError,
     CorpusExistsError,
@@ -366,7 +366,8 @@ def runs(request: pytest.FixtureRequest) -> Iterator[list[Run]]:
 
 
 def test_stitched_pages_read_as_one_tensor(runs: list[Run]) -> None:
-    ours, plain = StitchedPages(runs), stitched._copied(runs)
+    ours = StitchedPages(runs)
+    plain = onto(ours, torch.device("cpu"))
     addresses = torch.randint(plain.n_slots, (50,))
     group, per_head = torch.tensor([0, 0, 1, 1])[:, None, None], torch.randint(plain.n_slots, (4, 3, 5))
     for layer in range(2):
@@ -400,6 +401,16 @@ def test_stitching_copies_nothing_of_what_is_mostly_used() -> None:
         (False, True, 1, 6),
     ]
     assert stitch([Run(a, 0, 3), Run(a, 3, 7)]) is a
+
+
+def test_on_a_device_only_what_is_of_several_pages_is_copied_and_there() -> None:
+    first, filled = torch.zeros(7, dtype=torch.int64), torch.ones(7, dtype=torch.int64)
+    there, here = (
+        Pages.allocate([(2, 4, 3)], first, filled, torch.float32, torch.device(device)) for device in ("meta", "cpu")
+    )
+    assert stitch([Run(there, 0, 3), Run(there, 3, 7)]) is there
+    both = stitch([Run(there, 0, 7), Run(here, 1, 6)])
+    assert (both.keys[0].device.type, both.filled.device.type, both.n_pages) == ("meta", "meta", 12)
 
 
 def test_what_is_hardly_used_any_more_is_let_go() -> None:
