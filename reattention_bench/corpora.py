@@ -15,6 +15,7 @@ import torch
 
 from reattention_bench.case import Case, Group
 from reattention_core.cache.pages import PAGE, Pages, pages_for
+from reattention_core.cache.stitched import underlying
 from reattention_core.corpus import Corpus
 from reattention_core.engine import Engine
 from reattention_core.errors import ReAttentionError
@@ -100,14 +101,17 @@ def changed(engine: Engine, corpus: Corpus, case: Case, strategy: Selector | Non
         strategy: by which the corpus was read.
 
     Raises:
-        ReAttentionError: a document is longer than the one it replaces.
+        ReAttentionError: a document is longer than the one it replaces, or the corpus cannot be written over.
     """
     if not case.changes:
         yield corpus
         return
     numbers = sorted(case.changes)
     small = engine.ingest([case.changes[n] for n in numbers], strategy=strategy, progress=False)
-    pages, documents = corpus.pages, list(corpus.documents)
+    placed, documents = corpus.pages, list(corpus.documents)
+    pages = placed if placed.below is None else placed.below
+    if pages.mapped or len(underlying(pages)) > 1:
+        raise ReAttentionError("the corpus lies on disk, or in several pieces: give the engine more host_bytes")
     filled, undo = pages.filled.clone(), []
     for number, new in zip(numbers, small.documents, strict=True):
         old = documents[number]
@@ -119,7 +123,7 @@ def changed(engine: Engine, corpus: Corpus, case: Case, strategy: Selector | Non
         at, own = _pages_of(old), _pages_of(new)
         over = slice(at.start, at.start + own.stop - own.start)
         filled[at] = 0
-        filled[over] = small.pages.filled[own]
+        filled[over] = small.pages.filled[own].to(filled.device)
         stores = [(pages.keys, small.pages.keys, over, own), (pages.values, small.pages.values, over, own)]
         if pages.summaries:
             to, source = _chunks(pages, over), _chunks(small.pages, own)
@@ -127,9 +131,12 @@ def changed(engine: Engine, corpus: Corpus, case: Case, strategy: Selector | Non
         for target, made, to, source in stores:
             for layer, tensor in enumerate(target):
                 undo.append((tensor, to, tensor[:, to].clone()))
-                tensor[:, to] = made[layer][:, source]
+                tensor[:, to] = made[layer][:, source].to(tensor.device)
     try:
         view = Pages(pages.keys, pages.values, filled, pages.first, pages.summaries, pages.summary_size)
+        view.pinned = pages.pinned
+        with engine.busy():
+            view = view if placed.below is None else engine.tiers.below(view)
         yield Corpus(engine, None, view, documents, corpus.mode)
     finally:
         for tensor, place, before in undo:

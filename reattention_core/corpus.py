@@ -12,14 +12,14 @@ from reattention_core.config import Generation, checked
 from reattention_core.documents import Document, collect
 from reattention_core.documents import Source as Readable
 from reattention_core.editing import Changes, Plan, adding, refreshing, removing, reordering
-from reattention_core.edition import Edition, assembled
+from reattention_core.edition import Edition
+from reattention_core.edits import carried_out, unchanged
 from reattention_core.errors import EmptyPromptError, InvalidRequestError, UnreadableDocumentError
 from reattention_core.finding import found
-from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
 from reattention_core.prompts import Turn, build_prompt
-from reattention_core.reading import How, Mode, drafted, obtain
+from reattention_core.reading import How, Mode
 from reattention_core.request import Request
 from reattention_core.select import Consensus, Selector
 from reattention_core.sources import ReadDocument, Source
@@ -29,6 +29,9 @@ from reattention_core.unpicklable import Unpicklable
 if TYPE_CHECKING:
     from reattention_core.engine import Engine
     from reattention_core.store.draft import Draft
+
+Elsewhere = Callable[[Edition, int | None], Pages | None]
+"""Gives the pages of an edition, which is so saved, in another place."""
 
 
 class Corpus(Unpicklable):
@@ -52,6 +55,8 @@ class Corpus(Unpicklable):
         generation: that is saved under the name.
 
     Attributes:
+        engine: whose model read it.
+        generation: that is saved under the name, None without one.
         edition: the documents and pages as they are now; never changed, but replaced by an edit.
         skipped: files that could not be read and are not in it.
         used: when it was asked last, or made.
@@ -68,9 +73,9 @@ class Corpus(Unpicklable):
         selector: Selector | None = None,
         generation: int | None = None,
     ) -> None:
-        self._engine, self.name, self.mode = engine, name, mode
+        self.engine, self.name, self.mode, self.generation = engine, name, mode, generation
         self.skipped = tuple(skipped)
-        self._selector, self._editing, self._generation = selector, threading.Lock(), generation
+        self._selector, self._editing = selector, threading.Lock()
         self.edition, self.used = self._edition(pages, documents), time.monotonic()
         engine.tally.opened(self)
 
@@ -158,7 +163,7 @@ class Corpus(Unpicklable):
         **generation: Any,
     ) -> AnswerStream:
         """Like `ask`, but gives pieces of text as they are drawn; the whole answer is in `.answer` afterwards."""
-        engine, edition = self._engine, self._asked()
+        engine, edition = self.engine, self._asked()
         defaults = {"max_new_tokens": engine.config.max_new_tokens, "stop": engine.config.stop}
         settings = checked(Generation, {**defaults, **generation})
         prompt = build_prompt(engine.tokens, engine.config, question, history, system)
@@ -184,7 +189,7 @@ class Corpus(Unpicklable):
             InvalidRequestError: k is not at least 1.
             CancelledError: `cancelled` said so.
         """
-        return found(self._engine, self._asked(), question, k, cancelled)
+        return found(self.engine, self._asked(), question, k, cancelled)
 
     def add(
         self,
@@ -267,37 +272,22 @@ class Corpus(Unpicklable):
         progress: bool | Progress = False,
         cancelled: Cancelled = lambda: False,
     ) -> Changes:
-        """Carry out a plan: read what must be read, save, and put the new edition in place of the old one."""
+        """Carry out a plan, and put the new edition in place of the old one."""
         if self.mode == "joint":
             raise InvalidRequestError(
                 "this corpus was read with mode='joint', where every document was read in the light of the earlier ones: "
                 "it cannot be edited; ingest the documents anew, or with mode='independent'"
             )
-        engine = self._engine
         with self._editing:
-            old = self.edition
-            plan = planned([read.document for read in old.documents])
-            fresh = [p.document for p in plan.documents if p.kept is None]
-            changes = replace(plan.changes, skipped=tuple(skipped))
-            if [(p.document, p.kept) for p in plan.documents] == [(d.document, n) for n, d in enumerate(old.documents)]:
-                return changes
-            how = How("independent", self.rule(), progress, cancelled)
-            with drafted(engine, self.name, how, self._generation) as draft, within_memory():
-                got = iter(obtain(engine, fresh, how, draft, old.pages)[1] if fresh else ())
-                pages, placed = assembled(
-                    old.pages,
-                    [
-                        next(got) if p.kept is None else (p.document, old.documents[p.kept], old.pages)
-                        for p in plan.documents
-                    ],
+            plan = planned([read.document for read in self.documents])
+            if not unchanged(self, plan):
+                pages, documents, self.generation = carried_out(
+                    self, plan, How("independent", self.rule(), progress, cancelled)
                 )
-                if draft is not None:
-                    manifest, placed = draft.publish(pages, placed)
-                    self._generation = manifest.generation
-            self.edition = self._edition(pages, placed)
-            return changes
+                self.edition = self._edition(pages, documents)
+            return replace(plan.changes, skipped=tuple(skipped))
 
-    def move(self, elsewhere: Callable[[Edition, int | None], Pages | None]) -> bool:
+    def move(self, elsewhere: Elsewhere) -> bool:
         """Put the same pages elsewhere; False, with nothing changed, while a question or an edit reads them.
 
         Args:
@@ -306,16 +296,19 @@ class Corpus(Unpicklable):
         if not self._editing.acquire(blocking=False):
             return False
         try:
-            old = self.edition
-            pages = None if old.held else elsewhere(old, self._generation)
-            if pages is not None:
-                self.edition = self._edition(pages, old.documents)
-            return pages is not None
+            return not self.edition.held and self.moved(elsewhere)
         finally:
             self._editing.release()
 
+    def moved(self, elsewhere: Elsewhere) -> bool:
+        """`move` for who may change the corpus, even while a question reads where the pages were."""
+        pages = elsewhere(self.edition, self.generation)
+        if pages is not None:
+            self.edition = self._edition(pages, self.documents)
+        return pages is not None
+
     def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
-        engine = self._engine
+        engine = self.engine
         return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.heads)
 
     def rule(self) -> Selector:

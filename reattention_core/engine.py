@@ -25,7 +25,7 @@ from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
 from reattention_core.long_prompt import request
-from reattention_core.memory import free_bytes
+from reattention_core.memory import free_bytes, within_memory
 from reattention_core.models.attach import Attachment, embedding_rows
 from reattention_core.models.fingerprint import fingerprint
 from reattention_core.models.loading import BUNDLED, load
@@ -208,7 +208,9 @@ class Engine(Unpicklable):
             logger.warning("left out: %s", error)
         how = How(mode, selector, progress, cancelled)
         with drafted(self, name, how, replace=replace) as draft:
-            pages, read = assembled(*obtain(self, texts, how, draft))
+            sink, parts = obtain(self, texts, how, draft)
+            with within_memory():
+                pages, read = assembled(sink, parts)
             return Corpus.made(self, name, how, pages, read, draft, skipped)
 
     def join(self, *corpora: str | Corpus, name: str | None = None, replace: bool = False) -> Corpus:

@@ -40,13 +40,15 @@ def joined(corpora: "Sequence[Corpus]") -> tuple[Pages, list[ReadDocument]]:
                 f"{editions[0].pages.summary_size} (0: none): ingest both with the same strategy"
             )
     parts: dict[str, tuple[Document, ReadDocument, Pages]] = {}
-    for edition in editions:
+    with corpora[0].engine.busy(), within_memory():
+        where = corpora[0].engine.tiers.together(corpora, editions)
+    for edition, pages in zip(editions, where, strict=True):
         for read in edition.documents:
             document = read.document
-            known = parts.setdefault(document.id, (document, read, edition.pages))[0]
+            known = parts.setdefault(document.id, (document, read, pages))[0]
             if (known.title, known.text) != (document.title, document.text):
                 raise InvalidRequestError(
                     f"two different documents have the id {document.id!r}: refresh or remove one of them before joining"
                 )
     with within_memory():
-        return assembled(editions[0].pages, parts.values())
+        return assembled(where[0], parts.values())

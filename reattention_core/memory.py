@@ -138,5 +138,5 @@ def within_memory() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise CapacityError(
-            f"memory ran out while reading ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
+            f"memory ran out ({error}): lower ingest_tokens, or ingest fewer documents", needed=0, free=0
         ) from error

@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from reattention_core.beside import Beside
 from reattention_core.cache.layout import Layout, lay_out
 from reattention_core.cache.pages import Pages, pages_for
+from reattention_core.cache.stitched import onto
 from reattention_core.documents import Document
 from reattention_core.edition import assembled
 from reattention_core.ingest import Ingest, groups
@@ -72,7 +74,12 @@ Part = tuple[Document, ReadDocument, Pages]
 
 
 def obtain(
-    engine: "Engine", documents: Sequence[Document], how: How, draft: "Draft | None" = None, sink: Pages | None = None
+    engine: "Engine",
+    documents: Sequence[Document],
+    how: How,
+    draft: "Draft | None" = None,
+    sink: Pages | None = None,
+    beside: Beside | None = None,
 ) -> tuple[Pages, list[Part]]:
     """Documents as the model reads them: those that the draft's store has are taken from there, the others are read.
 
@@ -82,6 +89,7 @@ def obtain(
         how: the way to read them.
         draft: makes what is read durable as it is read, where there is one.
         sink: pages that begin with the sink's; the engine's when left out.
+        beside: what they will be put together with.
 
     Returns:
         Pages that begin with the sink's, and a part for each document.
@@ -101,15 +109,22 @@ def obtain(
         begun = assembled(next(iter(found.values()))[2], found.values()) if found else None
         pages, read = read_documents(engine, documents, how, draft=draft, begun=begun)
         return pages, [(document, one, pages) for document, one in zip(documents, read, strict=True)]
+    fresh = [document for number, document in enumerate(documents) if number not in found]
     if found:
         pages, read = assembled(next(iter(found.values()))[2], found.values())
-        with engine.busy(how.cancelled), within_memory():
-            pages = engine.tiers.place(pages)
+        if not engine.tiers.copies or not (fresh or beside):
+            with engine.busy(how.cancelled), within_memory():
+                pages = engine.tiers.place(pages)
+        elif beside is None:  # they go where all of them will
+            beside = Beside(pages.nbytes)
+        else:
+            beside.nbytes += pages.nbytes
         sink = sink or pages
         found = {n: (documents[n], one, pages) for n, one in zip(found, read, strict=True)}
-    fresh = [document for number, document in enumerate(documents) if number not in found]
     if fresh:
-        pages, read = read_documents(engine, fresh, how, sink and sink.before(1), draft)
+        if sink is not None:  # a copy: what it is of may go elsewhere
+            sink = onto(sink.before(1), engine.attachment.model.device)
+        pages, read = read_documents(engine, fresh, how, sink, draft, beside=beside)
         sink, rest = sink or pages, iter(read)
         parts = [found[n] if n in found else (documents[n], next(rest), pages) for n in range(len(documents))]
     else:
@@ -125,6 +140,7 @@ def read_documents(
     sink: Pages | None = None,
     draft: "Draft | None" = None,
     begun: tuple[Pages, list[ReadDocument]] | None = None,
+    beside: Beside | None = None,
 ) -> tuple[Pages, list[ReadDocument]]:
     """Read documents into pages of their own, behind the sink; arguments and errors as for `obtain`.
 
@@ -151,7 +167,8 @@ def read_documents(
         memory = plan(engine.attachment, layout, engine.cache_dtype, at_once, how.mode == "joint")
         together, page_bytes = groups(layout.lengths, at_once), memory.pages // len(layout.first)
         largest = max(sum(map(pages_for, layout.lengths[g.start : g.stop])) for g in together) * page_bytes
-        tier = engine.tiers.choose(memory, len(layout.first), largest, how.mode == "independent", draft is not None)
+        alone, durable = how.mode == "independent", draft is not None
+        tier = engine.tiers.choose(memory, len(layout.first), largest, alone, durable, beside)
         if draft is not None:
             draft.check_room(memory.pages)
         sink = engine.sink_page(selector, how.cancelled) if sink is None else sink

@@ -8,6 +8,7 @@ A CPU has no host tier of its own unless `device_bytes` draws a line between the
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from reattention_core import memory
+from reattention_core.beside import Beside
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.cache.pinned import pinned
 from reattention_core.cache.stage import Stage
@@ -66,6 +68,7 @@ class Tiers:
         stage: where pages of lower tiers are read.
         limits: bytes that corpora may take on the device and on the host; None for all that is free.
         evictions: corpora that went down to make room for others.
+        copies: whether a corpus of several pieces must be copied to one where the model runs.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -77,6 +80,7 @@ class Tiers:
             tier: int(budget * memory.free_bytes(free[tier])) if isinstance(budget, float) else budget
             for tier, budget in budgets.items()
         }
+        self.copies = self._device != CPU
         self._has_host = self._device != CPU or settings.device_bytes is not None
 
     def held(self, corpora: "list[Corpus]") -> Held:
@@ -115,7 +119,9 @@ class Tiers:
         repeats = [own[0] // shape[0] for own, shape in zip(attachment.query_shapes, attachment.shapes, strict=True)]
         return {(head.layer, head.head // repeats[head.layer]) for head in self._engine.heads[: Consensus().heads]}
 
-    def choose(self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool) -> Tier:
+    def choose(
+        self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool, beside: Beside | None = None
+    ) -> Tier:
         """The highest tier with room for documents that are about to be read.
 
         Args:
@@ -124,36 +130,101 @@ class Tiers:
             group: bytes of the pages that are read together, where they go to a lower tier.
             independent: whether they are read one by one; others are all needed while they are read.
             durable: whether they are saved, so that the disk can be their tier.
+            beside: what they will be put together with; it goes down with them, where they must.
 
         Raises:
             CapacityError: no tier has; says what each would have needed and what is free.
         """
-        if self.make_room("device", plan.pages, plan.working):
+        if self.fits(plan.pages, plan.working, beside):
             return "device"
-        needed = plan.pages + plan.working
+        twice = beside.nbytes if beside is not None and not beside.below else 0
+        needed = plan.pages + max(plan.working, (twice + plan.pages) * bool(twice))
         message = (
             f"this corpus needs {needed:,} bytes on {plan.device} (tier device): {plan.pages:,} for its pages and about "
-            f"{plan.working:,} to read them; {plan.free:,} are free, and {self.room('device'):,} may be taken by corpora"
+            f"{plan.working:,} to read them{f', then {twice + plan.pages:,} to put all of it together' * bool(twice)}; "
+            f"{plan.free:,} are free, and {self.room('device'):,} may be taken by corpora"
         )
-        if independent and self.make_room("device", 0, plan.working + group):
+        if independent and beside is not None and (durable or self.make_room("host", beside.replaced + plan.pages)):
+            beside.go_down()
+        if independent and (beside is None or beside.below) and self.make_room("device", 0, plan.working + group):
             index = self.index_bytes(n_pages)
             if self.make_room("device", index, plan.working + group):
                 if self.make_room("host", plan.pages):
                     return "host"
                 if durable:
                     return "disk"
-                message += (
-                    f". In tier host it needs {plan.pages:,} and {self.room('host') * self._has_host:,} may be taken; tier disk "
-                    "is for corpora with a name"
-                )
             else:
                 message += f". In the tiers below its index alone needs {index:,} there"
+        if independent and "index alone" not in message:
+            message += (
+                f". In tier host it needs {plan.pages + twice:,} and {self.room('host') * self._has_host:,} may be taken; tier "
+                "disk is for corpora with a name"
+            )
         raise CapacityError(
             f"{message}. Ingest fewer documents, choose a smaller cache_dtype or ingest_tokens, raise device_bytes or "
             "host_bytes, or free memory",
             needed=needed,
             free=plan.free,
         )
+
+    def fits(self, more: int, working: int, beside: Beside | None) -> bool:
+        """Whether the device has room for more pages, for reading them, and for what they are put together with.
+
+        Args:
+            more: bytes of pages.
+            working: that reading them takes for a while.
+            beside: the rest of the corpus, if there is one.
+        """
+        if beside is not None and beside.below and self._has_host:
+            return False
+        if beside is None or not self.copies:
+            return self.make_room("device", more, working)
+        whole = beside.nbytes + more
+        grows = max(0, whole - beside.replaced)
+        return self.make_room("device", grows, more + max(working, whole) - grows)
+
+    def settle(self, beside: Beside) -> None:
+        """See that what is left of a corpus can be put together where it lies, or else has gone down.
+
+        Raises:
+            CapacityError: it can do neither.
+        """
+        if not beside.below and not self.fits(0, 0, beside) and not beside.go_down():
+            raise CapacityError(
+                f"this corpus takes {beside.replaced:,} bytes on {self._device} (tier device), {beside.nbytes:,} more while it "
+                f"is put together anew, and {self.room('device'):,} may be taken; in tier host "
+                f"{self.room('host') * self._has_host:,}; tier disk is for corpora with a name. Raise device_bytes or host_bytes, "
+                "close other corpora or free memory",
+                needed=beside.nbytes,
+                free=self.room("device"),
+            )
+
+    def together(self, corpora: "Sequence[Corpus]", editions: "Sequence[Edition]") -> list[Pages]:
+        """The pages of editions of corpora, from which all are put together as one more; the corpora stay where they are.
+
+        Raises:
+            CapacityError: the whole has no room on the device, and no tier below has room for what lies there.
+        """
+        found, whole = [edition.pages for edition in editions], sum(edition.pages.nbytes for edition in editions)
+        if not self.copies or len(found) == 1:
+            return found
+        stay = [edition.begin() for edition in editions]  # none of them goes down to make room for all
+        if all(pages.below is None for pages in found) and self.make_room("device", whole):
+            return found
+        for number, (corpus, edition) in enumerate(zip(corpora, editions, strict=True)):
+            if edition.pages.below is None:
+                lower = self.lower(corpus.name, edition, corpus.generation)
+                if lower is None:
+                    raise CapacityError(
+                        f"these corpora take {whole:,} bytes together, {self.room('device'):,} may be taken on {self._device} "
+                        f"(tier device), and in tier host {self.room('host') * self._has_host:,}: raise device_bytes or "
+                        "host_bytes, close other corpora, or join corpora with names",
+                        needed=whole,
+                        free=self.room("device"),
+                    )
+                found[number] = lower
+        del stay
+        return found
 
     def place(self, pages: Pages) -> Pages:
         """Pages that were mapped from disk in the highest tier with room.
@@ -198,7 +269,7 @@ class Tiers:
             for corpus, _ in idle:
                 if not lacking():
                     break
-                moved = corpus.move(partial(self._lower, corpus.name))  # which may count others
+                moved = corpus.move(partial(self.lower, corpus.name))  # which may count others
                 self.evictions += moved
         return not lacking()
 
@@ -215,7 +286,7 @@ class Tiers:
                 found.append((corpus, freed - (self.index_bytes(pages.n_pages) if tier == "device" else 0)))
         return found
 
-    def _lower(self, name: str | None, edition: "Edition", generation: int | None) -> Pages | None:
+    def lower(self, name: str | None, edition: "Edition", generation: int | None) -> Pages | None:
         """A corpus's pages one tier down, or two; None where there is no place for them."""
         pages = edition.pages
         if pages.below is None and self.make_room("host", pages.nbytes):

@@ -95,8 +95,7 @@ def _without_waste(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         used[id(run.pages)] = used.get(id(run.pages), 0) + run.n_pages
     return [
-        _apart([run]) if not run.pages.mapped and 2 * used[id(run.pages)] < run.pages.n_pages else run
-        for run in runs
+        _apart([run]) if not run.pages.mapped and 2 * used[id(run.pages)] < run.pages.n_pages else run for run in runs
     ]
 
 

@@ -1,14 +1,17 @@
 """A case's document written over the original: the pages must be those of a whole ingest, and come back."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reattention_bench.case import Case, Group
 from reattention_bench.corpora import Corpora, changed
-from reattention_core import Consensus, Engine, LongHeads
+from reattention_core import Config, Consensus, Engine, LongHeads
 from reattention_core.cache.pages import Pages
+from reattention_core.cache.tiered import TieredPages
 from reattention_core.corpus import Corpus
 from reattention_core.documents import Document
 from reattention_core.errors import ReAttentionError
@@ -62,6 +65,32 @@ def test_answers_are_those_of_a_whole_ingest(engine: Engine, strategy: str) -> N
         ours = own.ask("What is the pass key?", strategy=strategy)
     assert ours.text == theirs.text
     assert [s.quote for s in ours.sources] == [s.quote for s in theirs.sources]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_in_a_lower_tier_answers_are_those_of_a_whole_ingest_too(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, device: str
+) -> None:
+    config = Config(cache_dtype="float32", max_new_tokens=8, stop=(), device_bytes=200_000, ingest_tokens=64)
+    with Engine(model.to(device), tokenizer, config, tmp_path) as engine:
+        corpus = engine.ingest(DOCUMENTS, progress=False)
+        assert isinstance(corpus.pages, TieredPages)
+        before = [tensor.clone() for tensor in held(corpus.pages.below)]
+        plain = engine.ingest(DOCUMENTS, progress=False).ask("What is the pass key?").text
+        theirs = engine.ingest(GROUP.of(CASE), progress=False).ask("What is the pass key?")
+        with changed(engine, corpus, CASE) as own:
+            assert isinstance(own.pages, TieredPages) and own.pages.below.pinned == corpus.pages.below.pinned
+            ours = own.ask("What is the pass key?")
+        assert ours.text == theirs.text
+        assert [s.quote for s in ours.sources] == [s.quote for s in theirs.sources]
+        assert all(torch.equal(a, b) for a, b in zip(held(corpus.pages.below), before, strict=True))
+        assert corpus.ask("What is the pass key?").text == plain != ours.text
+
+
+def test_what_lies_on_disk_is_not_written_over(engine: Engine) -> None:
+    engine.ingest(DOCUMENTS, name="c", progress=False)
+    with pytest.raises(ReAttentionError, match="on disk"), changed(engine, engine.open("c"), CASE):
+        pass
 
 
 def test_it_comes_back_after_an_error(engine: Engine) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from reattention_core import Corpus, Engine
 from reattention_core.errors import CapacityError
-from tests.core.test_tiers import DOCUMENTS, PAGE_BYTES, QUESTION, Make, make, tier
+from tests.core.test_tiers import DOCUMENTS, PAGE_BYTES, QUESTION, Make, make, on_a_cpu, tier
 
 __all__ = ["make"]
 
@@ -90,6 +90,7 @@ def test_named_ones_go_on_to_the_disk_and_others_stay(make: Make) -> None:
     assert red.ask(QUESTION).text
 
 
+@on_a_cpu
 def test_without_a_host_tier_it_is_the_disk_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
     plain = read(engine, "red", "red")

@@ -221,7 +221,7 @@ def test_sampling_from_the_likeliest_token_alone_is_greedy(corpus: Corpus) -> No
 @pytest.mark.parametrize("leave", ["close", "drop"])
 def test_leaving_a_stream_stops_the_model_within_two_tokens(corpus: Corpus, forwards: list[int], leave: str) -> None:
     expected = corpus.ask(QUESTION).text
-    corpus._engine.attachment.model.register_forward_hook(lambda *_: time.sleep(0.005))
+    corpus.engine.attachment.model.register_forward_hook(lambda *_: time.sleep(0.005))
     stream = corpus.stream(QUESTION, max_new_tokens=300)
     next(stream)
     passes = len(forwards)
@@ -253,7 +253,7 @@ def test_another_thread_can_cancel_while_the_answer_is_written(corpus: Corpus, f
             time.sleep(0.01)
 
     before = len(forwards)
-    corpus._engine.attachment.model.register_forward_hook(notice)
+    corpus.engine.attachment.model.register_forward_hook(notice)
     stream = corpus.stream(QUESTION, max_new_tokens=300)
     canceller = threading.Thread(target=lambda: third.wait(10) and stream.cancel())
     canceller.start()
@@ -287,7 +287,7 @@ def test_recall_can_be_cancelled(corpus: Corpus) -> None:
         passes.append(output[0].shape[1])
         stream.cancel()
 
-    corpus._engine.attachment.model.base_model.register_forward_hook(cancel_in_the_first)
+    corpus.engine.attachment.model.base_model.register_forward_hook(cancel_in_the_first)
     stream = corpus.stream(QUESTION)
     with pytest.raises(CancelledError):
         next(stream)
@@ -299,7 +299,7 @@ def test_a_request_can_be_cancelled_while_another_has_the_model(corpus: Corpus, 
     before = len(forwards)
     stream = corpus.stream(QUESTION)
     timer = threading.Timer(0.1, stream.cancel)
-    with corpus._engine.busy():
+    with corpus.engine.busy():
         timer.start()
         with pytest.raises(CancelledError, match="another request"):
             next(stream)
@@ -341,7 +341,7 @@ def test_what_the_worker_raises_reaches_the_caller_as_itself(
         if len(tokens) == 3:
             raise error
 
-    hook = corpus._engine.attachment.model.lm_head.register_forward_hook(fail_at_the_third)
+    hook = corpus.engine.attachment.model.lm_head.register_forward_hook(fail_at_the_third)
     with pytest.raises(type(error)) as caught:
         list(corpus.stream(QUESTION)) if streaming else corpus.ask(QUESTION)
     assert caught.value is error
@@ -360,7 +360,7 @@ def test_what_is_no_number_draws_no_token(corpus: Corpus, at: int) -> None:
         tokens.append(None)
         return out * float("nan") if len(tokens) == at else None
 
-    hook = corpus._engine.attachment.model.lm_head.register_forward_hook(no_number)
+    hook = corpus.engine.attachment.model.lm_head.register_forward_hook(no_number)
     # Without comparing passages, the first pass through the last layer is that of the answer.
     with pytest.raises(UnsupportedModelError, match=r"NaN in torch\.float32"):
         corpus.ask(QUESTION, strategy=Consensus(candidates=0))

@@ -36,7 +36,7 @@ def corpus(engine: Engine) -> Corpus:
 def over(corpus: Corpus, below: Pages | None = None, stage: Stage | None = None) -> Corpus:
     """The same documents with their pages in a lower tier."""
     pages = TieredPages(corpus.pages if below is None else below, stage or Stage(CPU))
-    return Corpus(corpus._engine, None, pages, corpus.documents, corpus.mode)
+    return Corpus(corpus.engine, None, pages, corpus.documents, corpus.mode)
 
 
 def in_runs(pages: Pages) -> Pages:
