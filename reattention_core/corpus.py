@@ -16,6 +16,7 @@ from reattention_core.edition import Edition
 from reattention_core.edits import carried_out, unchanged
 from reattention_core.errors import EmptyPromptError, InvalidRequestError, UnreadableDocumentError
 from reattention_core.finding import found
+from reattention_core.memory import within_memory
 from reattention_core.prefill import Cancelled
 from reattention_core.progress import Progress
 from reattention_core.prompts import Turn, build_prompt
@@ -286,6 +287,18 @@ class Corpus(Unpicklable):
                 )
                 self.edition = self._edition(pages, documents)
             return replace(plan.changes, skipped=tuple(skipped))
+
+    def promote(self) -> bool:
+        """Go up to a higher tier that has room now; nothing else goes down for it, and the answers stay the same.
+
+        Returns:
+            Whether it went up: False where no tier above has room, or while a question or an edit reads the corpus.
+
+        Raises:
+            CapacityError: memory ran out in spite of what was free.
+        """
+        with self.engine.busy(), within_memory():
+            return self.move(self.engine.tiers.higher)
 
     def move(self, elsewhere: Elsewhere) -> bool:
         """Put the same pages elsewhere; False, with nothing changed, while a question or an edit reads them.

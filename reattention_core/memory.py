@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from reattention_core import cgroup
 from reattention_core.cache.layout import Layout
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError, ContextTooLongError
@@ -117,11 +118,13 @@ def _asking_bytes(attachment: Attachment, n_pages: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+    """Bytes that can still be allocated on a device; on the host, that its container allows too."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    allowed = cgroup.free_bytes()
+    return available if allowed is None else min(available, allowed)
 
 
 @contextmanager

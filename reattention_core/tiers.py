@@ -25,6 +25,7 @@ from reattention_core.cache.tiered import TieredPages
 from reattention_core.errors import CapacityError, ReAttentionError
 from reattention_core.memory import RESERVE, MemoryPlan
 from reattention_core.select import Consensus
+from reattention_core.select.recall import sharing
 
 if TYPE_CHECKING:
     from reattention_core.corpus import Corpus
@@ -117,7 +118,7 @@ class Tiers:
         """The layer and number of every key-value head that the default rule's trusted heads read."""
         attachment = self._engine.attachment
         repeats = [own[0] // shape[0] for own, shape in zip(attachment.query_shapes, attachment.shapes, strict=True)]
-        return {(head.layer, head.head // repeats[head.layer]) for head in self._engine.heads[: Consensus().heads]}
+        return set(sharing(self._engine.heads[: Consensus().heads], repeats))
 
     def choose(
         self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool, beside: Beside | None = None
@@ -246,6 +247,18 @@ class Tiers:
                 free=free,
             )
         return self.below(pinned(onto(pages, CPU)) if self.make_room("host", pages.nbytes) else pages)
+
+    def higher(self, edition: "Edition", _: int | None = None) -> Pages | None:
+        """The pages of an edition in a higher tier that has room for them as things are; None where there is none."""
+        pages = edition.pages
+        if pages.below is None:
+            return None
+        whole = pages.below
+        if self.room("device") >= whole.nbytes:
+            return whole if self._device == CPU else onto(whole, self._device)
+        if underlying(whole)[0].mapped and self._has_host and self.room("host") >= whole.nbytes:
+            return self.below(pinned(onto(whole, CPU)))
+        return None
 
     def below(self, pages: Pages) -> TieredPages:
         """Pages on the host as those of a lower tier, with their index made."""

@@ -54,14 +54,23 @@ def mass(
     filled = pages.filled.clone()
     filled[0] = 0
     rows = torch.empty(len(heads), pages.n_pages, device=filled.device)
-    # Each key-value head's keys are read once, for all heads of the model that share them; the others' are not read.
-    sharing: dict[tuple[int, int], list[int]] = {}
-    for number, head in enumerate(heads):
-        each = len(queries[head.layer]) // pages.groups(head.layer)
-        sharing.setdefault((head.layer, head.head // each), []).append(number)
-    for (layer, group), own in sorted(sharing.items()):
-        each = len(queries[layer]) // pages.groups(layer)
+    repeats = [len(query) // pages.groups(layer) for layer, query in enumerate(queries)]
+    for (layer, group), own in sorted(sharing(heads, repeats).items()):
+        each = repeats[layer]
         asked = queries[layer][group * each : (group + 1) * each]
         wanted = [heads[number].head - group * each for number in own]
         rows[own] = page_evidence(asked, pages.scan_head(layer, group), filled, scaling[layer], heads=wanted)
     return rows
+
+
+def sharing(heads: Sequence[Head], repeats: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """The numbers of the heads that read each key-value head, whose layer and number are the key; the others' are not read.
+
+    Args:
+        heads: of the model.
+        repeats: how many heads of each layer share a key-value head.
+    """
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, head in enumerate(heads):
+        found.setdefault((head.layer, head.head // repeats[head.layer]), []).append(number)
+    return found

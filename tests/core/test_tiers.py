@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from reattention_core import Config, Corpus, Engine, LongHeads, memory
 from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.stitched import underlying
 from reattention_core.cache.tiered import TieredPages
 from reattention_core.errors import CancelledError, CapacityError, InvalidConfigError
 from tests.conftest import tiny_model
@@ -215,3 +216,70 @@ def test_reading_into_a_lower_tier_that_is_broken_off_leaves_nothing_in_memory_a
 def pages_alive() -> int:
     gc.collect()
     return sum(issubclass(type(one), Pages) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("host_bytes", "name", "stages"),
+    [(1.0, None, ["host", "device"]), (0, "c", ["disk", "host", "device"])],
+    ids=["host", "disk"],
+)
+def test_what_went_down_comes_up_again_where_there_is_room(
+    make: Make, host_bytes: Any, name: str | None, stages: list[str]
+) -> None:
+    plain = make().ingest(DOCUMENTS, progress=False)
+    engine = make(device_bytes=40 * PAGE_BYTES, host_bytes=host_bytes)
+    other = engine.ingest(DOCUMENTS[:3], progress=False)
+    corpus = engine.ingest(DOCUMENTS, name=name, progress=False)
+    assert not corpus.promote() and tier(corpus) == stages[0]
+    for stage in stages[1:]:
+        engine.tiers.limits["host" if stage == "host" else "device"] = 1 << 30
+        if stage == "host":
+            engine.tiers.limits["device"] = 40 * PAGE_BYTES
+        stream = corpus.stream(QUESTION)
+        assert not corpus.promote(), "a question waits to read it"
+        "".join(stream)
+        assert corpus.promote() and tier(corpus) == stage
+        same(corpus, plain)
+    assert not corpus.promote()
+    assert engine.tiers.evictions == 0 and tier(other) == "device"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", ["cuda"], indirect=True)
+def test_a_gpu_reads_every_piece_of_an_edited_corpus_where_it_lies(make: Make) -> None:
+    plain = make().ingest(DOCUMENTS, progress=False)
+    corpus = make(device_bytes=40 * PAGE_BYTES).ingest(DOCUMENTS, progress=False)
+    ids = [d.document.id for d in corpus.documents]
+    for one in (corpus, plain):
+        one.add("The warranty of device 44 lasts 44 years.", progress=False)
+        one.remove(ids[3])
+    same(corpus, plain)
+    assert len(underlying(corpus.pages)) > 1 and all(own.pinned for own in underlying(corpus.pages))
+    for one in (corpus, plain):
+        one.remove(ids[4:])
+    same(corpus, plain)
+    assert all(own.pinned for own in underlying(corpus.pages)), "what was copied together too"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", ["cuda"], indirect=True)
+def test_what_goes_down_leaves_the_memory_of_a_gpu_before_anything_is_read(make: Make) -> None:
+    plain = make().ingest(DOCUMENTS, progress=False)
+    engine = make(device_bytes=1 << 40)
+    corpus = engine.ingest(DOCUMENTS, progress=False)
+    corpus.ask(QUESTION)  # records passes, which hold pages
+    engine.tiers.limits["device"] = corpus.nbytes + 4 * PAGE_BYTES
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.cuda.memory_allocated()
+        hold, seen = corpus.nbytes, []
+        hook = engine.attachment.model.register_forward_pre_hook(lambda *_: seen.append(torch.cuda.memory_allocated()))
+        for one in (corpus, plain):
+            one.add([f"{text}And more." for text in DOCUMENTS[:6]], progress=False)
+        hook.remove()
+    finally:
+        gc.enable()
+    assert tier(corpus) == "host"
+    assert seen[0] < before - hold // 2
+    same(corpus, plain)
