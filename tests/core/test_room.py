@@ -93,7 +93,7 @@ def test_what_has_no_place_is_refused_before_anything_is_read(make: Make, limite
     corpus, other = engine.ingest(DOCUMENTS, progress=False), engine.ingest("A fox.", progress=False)
     text, read = corpus.ask(QUESTION).text, 0
     limited(engine, 1.3 * corpus.nbytes)  # type: ignore[operator]
-    model = engine.attachment.model
+    model = engine.attachment.model.base_model
 
     def forward(*_: object) -> None:
         nonlocal read
