@@ -17,12 +17,14 @@ class Beside:
         replaced: bytes on the device that are let go once the whole is there.
         below: whether it lies in a lower tier, so that the whole will.
         lower: has it go down a tier; False where there is no place for it.
+        settled: whether it is known that the whole has room.
     """
 
     nbytes: int
     replaced: int = 0
     below: bool = False
     lower: Callable[[], bool] = lambda: True
+    settled: bool = False
 
     @classmethod
     def kept(cls, pages: Pages, n_pages: int, lower: Callable[[], bool]) -> "Beside":

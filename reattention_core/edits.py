@@ -31,11 +31,12 @@ def carried_out(corpus: "Corpus", plan: Plan, how: How) -> tuple[Pages, list[Rea
     generation = corpus.generation
     with drafted(engine, corpus.name, how, generation) as draft, within_memory():
         got = iter(obtain(engine, fresh, how, draft, corpus.pages, beside)[1] if fresh else ())
-        with engine.busy(how.cancelled):
-            engine.tiers.settle(beside)
-            here = corpus.pages
-            parts = [next(got) if p.kept is None else (p.document, old[p.kept], here) for p in plan.documents]
-            pages, placed = assembled(here, parts)
+        if not beside.settled:  # nothing was read
+            with engine.busy(how.cancelled):
+                engine.tiers.settle(beside)
+        here = corpus.pages
+        parts = [next(got) if p.kept is None else (p.document, old[p.kept], here) for p in plan.documents]
+        pages, placed = assembled(here, parts)
         if draft is not None:
             manifest, placed = draft.publish(pages, placed)
             generation = manifest.generation

@@ -136,6 +136,8 @@ class Tiers:
         Raises:
             CapacityError: no tier has; says what each would have needed and what is free.
         """
+        if beside is not None:
+            beside.settled = True  # or what follows raises
         if self.fits(plan.pages, plan.working, beside):
             return "device"
         twice = beside.nbytes if beside is not None and not beside.below else 0

@@ -6,6 +6,7 @@ what the test says.
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from reattention_core import Corpus, Engine
 from reattention_core.cache.pages import PAGE
 from reattention_core.cache.tiered import TieredPages
-from reattention_core.errors import CapacityError
+from reattention_core.errors import CapacityError, QueueFullError
 from reattention_core.tiers import CPU
 from tests.core.test_tiers import DOCUMENTS, QUESTION, Make, make, on_a_cpu, same, tier
 
@@ -117,6 +118,26 @@ def test_a_question_that_reads_what_goes_down_ends_over_it(make: Make, limited: 
     corpus.add(MORE, progress=False)
     assert tier(corpus) == "host"
     assert "".join(stream) == text
+
+
+def test_what_was_read_does_not_wait_once_more_for_the_model(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It might be refused there, with all the reading done."""
+    engine, read = make(), False
+    corpus = engine.ingest(DOCUMENTS, progress=False)
+    busy = engine.busy
+
+    def full(*given: Any) -> Any:
+        if read:
+            raise QueueFullError("full", waiting=1, limit=1)
+        return busy(*given)
+
+    def report(done: int, total: int) -> None:
+        nonlocal read
+        read = done == total
+
+    monkeypatch.setattr(engine, "busy", full)
+    corpus.add(MORE, progress=report)
+    assert read and corpus.documents[-1].document.text == MORE
 
 
 @pytest.mark.parametrize(("times", "expected"), [(2.7, "device"), (1.1, "host")])
