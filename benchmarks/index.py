@@ -27,7 +27,7 @@ from reattention_core.cache.pages import PAGE, Pages, pages_for
 from reattention_core.documents import Document
 from reattention_core.models.loading import BUNDLED
 from reattention_core.prompts import build_prompt
-from reattention_core.select.base import Head, Question
+from reattention_core.select.base import Head, Probed, Question
 from reattention_core.select.recall import recall
 from reattention_kernels import KeyIndex, indexed
 
@@ -118,7 +118,7 @@ class Asked:
     def __init__(self, engine: Engine, corpus: Corpus, questions: Sequence[tuple[str, list[int]]]) -> None:
         self._engine, self._corpus, self._questions = engine, corpus, questions
         self._prompts = [build_prompt(engine.tokens, engine.config, question) for question, _ in questions]
-        self._queries: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        self._probed: dict[tuple[int, ...], Probed] = {}
         self._owner = torch.zeros(corpus.pages.n_pages, dtype=torch.int64)
         for number, document in enumerate(corpus.documents):
             first = document.start // PAGE
@@ -127,24 +127,32 @@ class Asked:
         with engine.busy():
             for prompt in self._prompts:
                 for ids, part in ((prompt.ids, prompt.asking), (prompt.empty, slice(0, len(prompt.empty)))):
-                    if tuple(ids) not in self._queries:
-                        self._queries[tuple(ids)] = probe(ids, part)
+                    if tuple(ids) not in self._probed:
+                        self._probed[tuple(ids)] = probe(ids, part)
 
     def recalls(self, heads: Sequence[Head], way: Rounded) -> list[float]:
         """Recall at each of `AT`, by these heads and keys rounded so."""
         pages, memo, found = Rounding(self._corpus.pages, way), dict[str, object](), torch.zeros(len(AT))
         for prompt, (_, right) in zip(self._prompts, self._questions, strict=True):
             question = Question(
-                prompt.ids, prompt.asking, prompt.empty, self._known, lambda _: torch.empty(0), lambda: heads, memo
+                prompt.ids,
+                prompt.asking,
+                prompt.wording,
+                prompt.empty,
+                self._known,
+                lambda _: torch.empty(0),
+                lambda: self._engine.trusted,
+                memo,
             )
-            evidence = recall(pages, question, self._engine.attachment.scaling, heads).cpu()
+            queries = self._known(prompt.ids, prompt.asking).queries
+            evidence = recall(pages, question, queries, self._engine.attachment.scaling, heads).cpu()
             score = torch.zeros(len(self._corpus.documents)).index_add_(0, self._owner, evidence)
             first = score.argsort(descending=True).tolist()
             found += torch.tensor([len(set(first[:k]) & set(right)) / len(right) for k in AT])
         return (found / len(self._questions)).tolist()
 
-    def _known(self, ids: Sequence[int], _: slice) -> list[torch.Tensor]:
-        return self._queries[tuple(ids)]
+    def _known(self, ids: Sequence[int], _: slice) -> Probed:
+        return self._probed[tuple(ids)]
 
 
 def main(
@@ -159,7 +167,7 @@ def main(
     about, rows, file = stamp(commit), list[Row](), result_file(out, "index", ".csv")
     with Engine.from_pretrained(model, prefix_bytes=0) as engine:
         with engine.busy():
-            trusted = engine.heads
+            trusted = engine.trusted.heads
         shapes = engine.attachment.shapes
         each = [own[0] // shape[0] for own, shape in zip(engine.attachment.query_shapes, shapes, strict=True)]
         for name in corpus or ["xquad_en", "nq_oracle", "hotpot200"]:

@@ -68,9 +68,9 @@ class Looking(Selector):
         question = context.question
         kept["asked"] = question.probe(
             question.ids, question.asking
-        )  # queries [heads, tokens, dimension] of every layer
-        kept["empty"] = question.probe(question.empty, slice(0, len(question.empty)))
-        kept["heads"], kept["scaling"] = question.heads(), context.scaling
+        ).queries  # [heads, tokens, dimension] of every layer
+        kept["empty"] = question.probe(question.empty, slice(0, len(question.empty))).queries
+        kept["heads"], kept["scaling"] = question.trusted().heads, context.scaling
         return Consensus().reader(context)
 
 

@@ -43,8 +43,8 @@ class OneHead(Selector):
 
     def reader(self, context):
         pages, question = context.asked()
-        queries = question.probe(question.ids, question.asking)  # one tensor [heads, tokens, dimension] a layer
-        evidence = mass(pages, queries, context.scaling, question.heads()[:1])[0]  # [pages], sums to 1
+        queries = question.probe(question.ids, question.asking).queries  # [heads, tokens, dimension] a layer
+        evidence = mass(pages, queries, context.scaling, question.trusted().heads[:1])[0]  # [pages], sums to 1
         best = evidence.topk(min(self.n_pages, pages.n_pages - 1)).indices.sort().values
         return Settled(Selection.of_pages(pages, torch.cat([best.new_zeros(1), best])), evidence)  # page 0 is the sink
 

@@ -63,7 +63,7 @@ except UnsupportedModelError as error:
 
 # %%
 with engine.busy():
-    heads = engine.heads
+    heads = engine.trusted.heads
 print(", ".join(f"layer {head.layer} head {head.head}: {head.trust:.2f}" for head in heads[:6]))
 
 # %% [markdown]

@@ -322,7 +322,7 @@ class Corpus(Unpicklable):
 
     def _edition(self, pages: Pages, documents: Sequence[ReadDocument]) -> Edition:
         engine = self.engine
-        return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.heads)
+        return Edition(engine.attachment, pages, documents, engine.config.cuda_graphs, lambda: engine.trusted)
 
     def rule(self) -> Selector:
         """The rule that more documents are read by: it must sum them up as the others were.

@@ -20,7 +20,7 @@ from reattention_core.likelihood import likelihood
 from reattention_core.models.attach import Attachment
 from reattention_core.prefill import Cancelled, prefill, running
 from reattention_core.prompts import Prompt
-from reattention_core.select.base import Head, Question
+from reattention_core.select.base import Probe, Probed, Question, Trusted
 from reattention_core.select.fixed import Recording, SinkAndLocal
 from reattention_core.sources import ReadDocument
 
@@ -37,7 +37,7 @@ class Edition:
         pages: keys and values; page 0 is the sink's.
         documents: texts and where their tokens lie.
         cuda_graphs: whether passes over the pages may be recorded.
-        heads: gives the model's trusted heads, most trusted first.
+        trusted: gives what of the model finds what a question asks for.
 
     Attributes:
         memo: what selection rules worked out once for these pages.
@@ -50,12 +50,12 @@ class Edition:
         pages: Pages,
         documents: Sequence[ReadDocument],
         cuda_graphs: bool,
-        heads: Callable[[], Sequence[Head]],
+        trusted: Callable[[], Trusted],
     ) -> None:
         self._attachment, self.pages, self.documents = attachment, pages, tuple(documents)
         self.memo: dict[str, Any] = {}
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
-        self._heads = heads
+        self._trusted = trusted
         self.graphs = Graphs(attachment.shapes, attachment.window, pages, cuda_graphs)
 
     def begin(self) -> "Reading":
@@ -74,20 +74,23 @@ class Edition:
         """Tokens of all documents, the sink not counted."""
         return sum(document.n_tokens for document in self.documents)
 
-    def probe(self, cancelled: Cancelled) -> Callable[[Sequence[int], slice], list[torch.Tensor]]:
+    def probe(self, cancelled: Cancelled) -> Probe:
         """Runs a text behind the sink alone; see `select.base.Probe`."""
         attachment, sink = self._attachment, self.pages.before(1)
 
-        def run(ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
+        def run(ids: Sequence[int], asking: slice) -> Probed:
             with running():
-                queries = self.graphs.queries(attachment.model, sink, ids)
-            if queries is not None:
-                return [query[0, :, asking] for query in queries]
+                probed = self.graphs.probed(attachment.model, sink, ids)
+            if probed is not None:
+                return Probed(*([layer[:, asking] for layer in layers] for layers in probed))
             reader = Recording(SinkAndLocal(sink, 0))
             cache = ContextCache(len(attachment.shapes), reader, attachment.window, sink)
             prompt = torch.tensor([list(ids)], device=attachment.model.device)
             prefill(attachment.model, cache, prompt, attachment.window, cancelled)
-            return [torch.cat(reader.queries[layer], 2)[0, :, asking] for layer in range(len(attachment.shapes))]
+            return Probed(
+                [torch.cat(reader.queries[layer], 2)[0, :, asking] for layer in range(len(attachment.shapes))],
+                [layer.tail_values.tokens[0, :, asking] for layer in cache.layers],
+            )
 
         return run
 
@@ -99,7 +102,9 @@ class Edition:
             return likelihood(self._attachment, self.pages, prompt.listened, prompt.words, passages, cancelled)
 
         asking = slice(prompt.asking.start - prompt.told, prompt.asking.stop - prompt.told)
-        return Question(prompt.ids[prompt.told :], asking, prompt.empty, probe, listen, self._heads, self.memo)
+        return Question(
+            prompt.ids[prompt.told :], asking, prompt.wording, prompt.empty, probe, listen, self._trusted, self.memo
+        )
 
 
 def assembled(sink: Pages, parts: Iterable[tuple[Document, ReadDocument, Pages]]) -> tuple[Pages, list[ReadDocument]]:

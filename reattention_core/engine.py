@@ -20,7 +20,6 @@ from reattention_core.corpus import Corpus
 from reattention_core.documents import Document, collect
 from reattention_core.edition import assembled
 from reattention_core.errors import InvalidConfigError
-from reattention_core.heads import trusted_heads
 from reattention_core.home import home
 from reattention_core.ingest import read_sink
 from reattention_core.joining import joined
@@ -36,7 +35,7 @@ from reattention_core.progress import Progress
 from reattention_core.prompts import leading
 from reattention_core.reading import How, Mode, drafted, obtain
 from reattention_core.select import Selector, named
-from reattention_core.select.base import Head
+from reattention_core.select.base import Trusted
 from reattention_core.stats import Stats, Tally, measured
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
@@ -45,6 +44,7 @@ from reattention_core.structured.structure import Shape, Structure
 from reattention_core.texts import Texts
 from reattention_core.tiers import Tiers
 from reattention_core.tokens import PlainTokenizer
+from reattention_core.trusted import trusted
 from reattention_core.turns import Turns
 from reattention_core.unpicklable import Unpicklable
 
@@ -309,9 +309,9 @@ class Engine(Unpicklable):
         return structure.shape(self._grammars, call_syntax(self.tokenizer)) if structure else None
 
     @cached_property
-    def heads(self) -> list[Head]:
-        """The model's heads that find what a question asks for, most trusted first; for who has the model (`busy`)."""
-        return trusted_heads(self)
+    def trusted(self) -> Trusted:
+        """What of the model finds what a question asks for; for who has the model (`busy`)."""
+        return trusted(self)
 
     @cached_property
     def _grammars(self) -> Grammars:

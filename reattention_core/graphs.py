@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from reattention_core.cache.buffers import BufferCache
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.pages import PAGE, Pages
-from reattention_core.select.base import Selection
+from reattention_core.select.base import Probed, Selection
 from reattention_core.select.fixed import Recording, Settled
 from reattention_kernels import PageTable, fused, page_table
 
@@ -49,8 +49,8 @@ class Graphs:
         self._steps: dict[tuple[Pages, int, int], _Step] = {}
         self._questions: dict[int, _Question] = {}
 
-    def queries(self, model: PreTrainedModel, sink: Pages, ids: Sequence[int]) -> list[torch.Tensor] | None:
-        """Each layer's un-rotated queries [1, H, Q, D] of a text behind the sink; None where the pass must be run.
+    def probed(self, model: PreTrainedModel, sink: Pages, ids: Sequence[int]) -> Probed | None:
+        """What the tokens of a text behind the sink are in every layer; None where the pass must be run.
 
         Args:
             model: an attached model.
@@ -188,7 +188,7 @@ class _Step:
 
 
 class _Question:
-    """The pass that runs a text of up to `room` tokens behind the sink and keeps its queries."""
+    """The pass that runs a text of up to `room` tokens behind the sink and keeps its queries and values."""
 
     def __init__(
         self,
@@ -214,11 +214,14 @@ class _Question:
 
         self._graph, self._queries = _record(run, device)
 
-    def __call__(self, ids: Sequence[int]) -> list[torch.Tensor]:
-        """Queries [1, H, Q, D] of every layer; the padding behind the text is seen by none of them."""
+    def __call__(self, ids: Sequence[int]) -> Probed:
+        """The tokens' queries and values in every layer; the padding behind the text is seen by none of them."""
         self._ids[0, : len(ids)] = torch.tensor(ids, device=self._ids.device)
         self._graph.replay()
-        return [query[:, :, : len(ids)].clone() for query in self._queries]
+        return Probed(
+            [query[0, :, : len(ids)].clone() for query in self._queries],
+            [layer.tail_values.storage[0, :, : len(ids)].clone() for layer in self._cache.layers],
+        )
 
 
 Result = TypeVar("Result")

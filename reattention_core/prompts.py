@@ -40,7 +40,8 @@ class Prompt:
 
     Attributes:
         ids: the instruction, earlier turns, then the question.
-        asking: which of them are the question.
+        asking: which of them are the question in its form.
+        wording: which of those are its own words.
         empty: the same form with nothing asked.
         listened: the question behind LISTENED, whose likelihood is compared.
         words: which of these are the question.
@@ -53,6 +54,7 @@ class Prompt:
     empty: list[int]
     listened: Sequence[int] = ()
     words: slice = field(default_factory=lambda: slice(0, 0))
+    wording: slice = field(default_factory=lambda: slice(0, 0))
     question: str = ""
     told: int = 0
 
@@ -104,8 +106,12 @@ def build_prompt(
     for asked, answered in _turns(history):
         turn = config.question_form.replace("{question}", asked.strip()) + " " + answered.strip()
         before += tokenizer.encode(turn).ids
-    ids = tokenizer.encode(config.question_form.replace("{question}", question.strip())).ids
+    formed = tokenizer.encode(config.question_form.replace("{question}", question.strip()))
+    ids = formed.ids
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
+    begin = config.question_form.index("{question}")
+    wording = [n for n, (_, stop) in enumerate(formed.spans) if begin < stop]
+    wording = [n for n in wording if formed.spans[n][0] < begin + len(question.strip())]
     listened = tokenizer.encode(f"{LISTENED} {question.strip()}")
     lead = sum(start < len(LISTENED) for start, _ in listened.spans)
     # Never longer than the question in its own form: where that fits the window, this does.
@@ -116,6 +122,7 @@ def build_prompt(
         empty,
         listened.ids[:lead] + words,
         slice(lead, lead + len(words)),
+        slice(wording[0], wording[-1] + 1),
         question.strip(),
         len(told),
     )

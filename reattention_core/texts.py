@@ -103,7 +103,7 @@ class Texts:
             sink = next(iter(known.values()))[1]
             pages, documents = assembled(sink, [(piece, *known[piece.text]) for piece in pieces])
         # Each text is asked one thing, so that no pass over it is recorded.
-        return Edition(engine.attachment, pages, documents, False, lambda: engine.heads), fresh
+        return Edition(engine.attachment, pages, documents, False, lambda: engine.trusted), fresh
 
     def _keep(self, text: str, edition: Edition) -> _Text:
         with self._kept.lock:

@@ -112,13 +112,16 @@ class Tiers:
     def index_bytes(self, n_pages: int) -> int:
         """What a corpus in a lower tier takes on the device: index and tables."""
         shapes = self._engine.attachment.shapes
-        return n_pages * (sum(shapes[layer][1] * PAGE + 4 for layer, _ in self._indexed()) + 2 * 8)
+        keys = sum(shapes[layer][1] * PAGE + 4 for layer, _ in self._indexed())
+        compared = [shapes[layer] for layer in {0, self._engine.trusted.layer}]
+        values = sum(groups * (size * PAGE + 4) for groups, _, size in compared)
+        return n_pages * (keys + values + 2 * 8)
 
     def _indexed(self) -> set[tuple[int, int]]:
         """The layer and number of every key-value head that the default rule's trusted heads read."""
         attachment = self._engine.attachment
         repeats = [own[0] // shape[0] for own, shape in zip(attachment.query_shapes, attachment.shapes, strict=True)]
-        return set(sharing(self._engine.heads[: Consensus().heads], repeats))
+        return set(sharing(self._engine.trusted.heads[: Consensus().heads], repeats))
 
     def choose(
         self, plan: MemoryPlan, n_pages: int, group: int, independent: bool, durable: bool, beside: Beside | None = None
@@ -267,6 +270,8 @@ class Tiers:
         tiered = TieredPages(pages, self.stage)
         for layer, group in self._indexed():
             tiered.scan_head(layer, group)
+        for layer in {0, self._engine.trusted.layer}:
+            tiered.scan_values(layer, 0, 0)
         return tiered
 
     def make_room(self, tier: Tier, needed: int, beside: int = 0) -> bool:

@@ -214,6 +214,10 @@ class Pages:
         """Keys of one key-value head for scoring, [1, P, T, D], or their 8-bit index."""
         return self.scan_part(layer, 0, self.n_pages, group)
 
+    def scan_values(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """Values of pages first..stop-1 where the model runs, [G, n, T, D], to compare them."""
+        return self.read(layer, first, stop)[1]
+
     def staged(self, rows: Sequence[torch.Tensor]) -> tuple["Pages", Sequence[torch.Tensor]]:
         """The sink and some pages where the model runs, and the rows as numbers of pages there.
 

@@ -1,12 +1,13 @@
 """Pages of a corpus that is larger than its place where the model runs; knows no budgets and no rule.
 
-Keys and values lie below, on the host: in memory or mapped from disk. Where the model runs are the tables of pages and an index,
-the keys in 8 bits of those key-value heads that recall has read, which is all that finding pages needs. The few pages that a
-question reads are brought to a stage. A rule that scores every layer's keys works, too: each layer is copied for as long as it
-is scored, which takes its time.
+Keys and values lie below, on the host: in memory or mapped from disk. Where the model runs are the tables of pages and an index
+in 8 bits: keys of the heads and values of the layers that recall has read, which is all that finding pages needs. The few pages
+that a question reads are brought to a stage. A rule that scores every layer's keys works, too: each layer is copied for as long
+as it is scored, which takes its time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 
 import torch
@@ -42,6 +43,7 @@ class TieredPages(Pages):
         self.keys, self.values = below.keys, below.values
         self.below, self.number, self._stage = below, next(_numbers), stage
         self._index: dict[tuple[int, int], KeyIndex] = {}
+        self._values: dict[int, KeyIndex] = {}
         self._sink: Pages | None = None
 
     def over(self, below: Pages) -> "TieredPages":
@@ -70,7 +72,7 @@ class TieredPages(Pages):
     @property
     def index_bytes(self) -> int:
         """Bytes where the model runs: index, tables, summaries and the sink."""
-        index = [part for one in self._index.values() for part in one]
+        index = [part for one in (*self._index.values(), *self._values.values()) for part in one]
         sink = 0 if self._sink is None else self._sink.nbytes
         return sink + sum(t.nbytes for t in (*index, *self.summaries, self.filled, self.first))
 
@@ -84,13 +86,23 @@ class TieredPages(Pages):
         """See `Pages.scan_head`: the index, made when it is first asked for."""
         found = self._index.get((layer, group))
         if found is None:
-            parts = [
-                indexed(self.below.scan_part(layer, at, min(at + AT_ONCE, self.n_pages), group).to(self._stage.device))
-                for at in range(0, self.n_pages, AT_ONCE)
-            ]
-            found = KeyIndex(torch.cat([part.codes for part in parts], 1), torch.cat([part.scale for part in parts], 1))
-            self._index[layer, group] = found
+            found = self._index[layer, group] = self._indexed(partial(self.below.scan_part, layer, group=group))
         return found
+
+    def scan_values(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """See `Pages.scan_values`: out of an index, made when it is first asked for."""
+        found = self._values.get(layer)
+        if found is None:
+            found = self._values[layer] = self._indexed(partial(self.below.scan_values, layer))
+        return found.codes[:, first:stop] * found.scale[:, first:stop, None, None]
+
+    def _indexed(self, scanned: Callable[[int, int], torch.Tensor]) -> KeyIndex:
+        """The index of what `scanned` gives of pages first..stop-1."""
+        stops = [min(at + AT_ONCE, self.n_pages) for at in range(0, self.n_pages, AT_ONCE)]
+        parts = [
+            indexed(scanned(at, stop).to(self._stage.device)) for at, stop in zip([0, *stops], stops, strict=False)
+        ]
+        return KeyIndex(torch.cat([part.codes for part in parts], 1), torch.cat([part.scale for part in parts], 1))
 
     def scan_part(self, layer: int, first: int, stop: int, group: int | None = None) -> torch.Tensor:
         """See `Pages.scan_part`: a copy for as long as it is used."""

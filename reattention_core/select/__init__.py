@@ -3,7 +3,7 @@
 import difflib
 
 from reattention_core.errors import InvalidConfigError
-from reattention_core.select.base import Context, Probe, Reader, Selection, Selector
+from reattention_core.select.base import Context, Probe, Probed, Reader, Selection, Selector
 from reattention_core.select.consensus import Consensus
 from reattention_core.select.fixed import Settled
 from reattention_core.select.longheads import LongHeads
@@ -38,6 +38,7 @@ __all__ = [
     "Context",
     "LongHeads",
     "Probe",
+    "Probed",
     "ReAttention",
     "Reader",
     "Selection",

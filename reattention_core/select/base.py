@@ -18,8 +18,21 @@ from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import InvalidRequestError
 from reattention_kernels import PageTable, page_table
 
-Probe = Callable[[Sequence[int], slice], list[torch.Tensor]]
-"""Runs token ids behind the sink alone and returns each layer's un-rotated queries [H, Q, D] of the named tokens."""
+
+class Probed(NamedTuple):
+    """What some tokens of a text are in every layer, behind the sink alone.
+
+    Attributes:
+        queries: [H, Q, D] a layer, un-rotated.
+        values: [G, Q, D] a layer.
+    """
+
+    queries: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+Probe = Callable[[Sequence[int], slice], Probed]
+"""Runs token ids behind the sink alone and returns what the named ones are."""
 
 Listen = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """Log-likelihood [R] float32 of the question's own words behind each of R rows of pages [n] int64, in reading order."""
@@ -40,6 +53,18 @@ class Head(NamedTuple):
     layer: int
     head: int
     trust: float
+
+
+class Trusted(NamedTuple):
+    """What of a model finds what a question asks for, as an exam found it.
+
+    Attributes:
+        heads: the most trusted first.
+        layer: the one whose values tell best which text has a question's words.
+    """
+
+    heads: Sequence[Head]
+    layer: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +103,22 @@ class Question:
 
     Attributes:
         ids: the prompt's token ids.
-        asking: which of them are the question itself (not history).
+        asking: which of them are the question in its form (not history).
+        wording: which of those are its own words (not its form's).
         empty: ids of the same prompt form with nothing asked.
         probe: runs a text behind the sink alone; see `Probe`.
         listen: how likely the question is behind some pages; see `Listen`.
-        heads: the model's heads that find what a question asks for, most trusted first; examined when first asked for.
+        trusted: what of the model finds what a question asks for; examined when first asked for.
         memo: kept with the corpus between requests, for what need be worked out only once.
     """
 
     ids: Sequence[int]
     asking: slice
+    wording: slice
     empty: Sequence[int]
     probe: Probe
     listen: Listen
-    heads: Callable[[], Sequence[Head]]
+    trusted: Callable[[], Trusted]
     memo: dict[str, Any]
 
 

@@ -1,14 +1,14 @@
-"""Consensus: heads recall passages, the model reads the question behind each of the best, and the answer rests on the likeliest.
+"""Consensus: the model says which passages a question asks for, reads the question behind each, and answers from the likeliest.
 
-Our own step beyond the papers, in three stages. Recall: trusted heads say how much the question asks for every page
-(`recall`). Comparison: behind which of the best passages is the question likeliest? By Bayes' rule a passage's score is that
-log-likelihood plus the logarithm of its evidence, and scores become shares. Hops: a further passage is read where the
-question gets much likelier with it, because what a window holds beyond the evidence hurts a small model more than a missing
-page does.
+Our own step beyond the papers, in three stages. Recall: trusted heads say how much the question asks for every page (`recall`),
+and a layer's values how close each comes to its words (`closeness`). Comparison: behind which of the best passages is the
+question likeliest? By Bayes' rule a passage's score is that log-likelihood plus what recall has for it, and scores become
+shares. Hops: a further passage is read where the question gets much likelier with it, because what a window holds beyond the
+evidence hurts a small model more than a missing page does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from pydantic import Field
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import ContextTooLongError
 from reattention_core.select.base import Context, Question, Reader, Selection, Selector
+from reattention_core.select.closeness import closeness, rarity
 from reattention_core.select.fixed import Everything, Settled
 from reattention_core.select.passages import Passages
 from reattention_core.select.reattention import ReAttention
@@ -24,8 +25,14 @@ from reattention_core.select.recall import recall
 TEMPERATURE = 3.0
 """Divides scores before they become shares: a small model's likelihoods are surer than they are right (docs/quality.md)."""
 
-COMPARED = {"cuda": 100, "cpu": 24}
+FAINT = 1e-6
+"""A page's evidence is not taken to be less than this: trusted heads overlook what its words would tell."""
+
+COMPARED = {"cuda": 48, "cpu": 24}
 """Passages that are compared where nobody says how many: a CPU takes about a tenth of a second for each."""
+
+BEHIND = 1.0
+"""Nats by which whatever is read with the best passage stays behind it."""
 
 HOP = 3
 """One of so many candidates is tried behind the passages that are read already: the best of them."""
@@ -48,13 +55,41 @@ class Ranking:
     evidence: torch.Tensor
 
 
+@dataclass(eq=False)
+class _Candidates:
+    """Passages that are compared, and what speaks for each.
+
+    Attributes:
+        order: [C] int64, their numbers.
+        evidence: [C] float32, logarithm of what the trusted heads give each.
+        close: [Q, C] float32, how close each comes to every word of the question.
+        rare: [Q] float32, how much each word tells, weighed.
+        heard: [C] float32, log-likelihood of the question behind each alone.
+    """
+
+    order: torch.Tensor
+    evidence: torch.Tensor
+    close: torch.Tensor
+    rare: torch.Tensor
+    heard: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def support(self, read: Sequence[int] = ()) -> torch.Tensor:
+        """What speaks for each, together with the candidates that are `read`, before the question is read behind it: [C]."""
+        close = self.close
+        if read:
+            close = torch.maximum(close, close[:, list(read)].amax(1, keepdim=True))
+        return self.evidence + self.rare @ close
+
+
 class Consensus(Selector):
     """Recall by trusted heads, comparison by likelihood, then re-read.
 
     Attributes:
         heads: how many of the model's heads are trusted in recall.
-        candidates: passages that are compared, when left out 100 and on a CPU 24; 0 ranks by recall alone, which is quicker and
+        candidates: passages that are compared, when left out 48 and on a CPU 24; 0 ranks by recall alone, which is quicker and
             finds less.
+        closeness: weight of how close a passage comes to the question's words beside its evidence, both in nats; 0 leaves it
+            out.
         passage: pages of a passage at most; longer documents are cut in equal parts.
         max_passages: passages that are read at most.
         share: a passage is read when its share is at least this part of the best one's.
@@ -68,6 +103,7 @@ class Consensus(Selector):
 
     heads: int = Field(default=12, ge=1, le=32)
     candidates: int | None = Field(default=None, ge=0)
+    closeness: float = Field(default=1.0, ge=0)
     passage: int = Field(default=8, ge=1)
     max_passages: int = Field(default=4, ge=1)
     share: float = Field(default=0.25, ge=0, le=1)
@@ -108,70 +144,83 @@ class Consensus(Selector):
             scaling: each layer's factor on q·k.
             room: pages that may be read at once.
         """
-        recalled = recall(pages, question, scaling, question.heads()[: self.heads]).cpu()
         longest = min(self.passage, room)
         key = f"passages {longest}"
         if key not in question.memo:
             question.memo[key] = Passages.cut(pages, longest)
         passages: Passages = question.memo[key]
-        prior = passages.total(recalled)
-        best = prior.sort(descending=True, stable=True)
-        compared = self.candidates
-        if compared is None:
-            compared = COMPARED.get(pages.filled.device.type, COMPARED["cuda"])
-        order = best.indices[best.values > 0][: compared or None]
-        if not len(order):
+        recalled, candidates = self._recall(pages, passages, question, scaling)
+        if not len(candidates.order):
             return Ranking(passages, [], [], recalled)
-        score = prior[order].log()
-        read = [0]
-        if compared:
-            heard = question.listen([passages.pages(p) for p in order.tolist()]).cpu()
-            score = score + heard
-            score, read = self._hop(passages, question, order, score, heard, room)
-        close = (score.max() - score <= -TEMPERATURE * torch.tensor(self.share).log()).nonzero().flatten().tolist()
-        read += [one for one in sorted(close, key=lambda one: -float(score[one])) if one not in read]
+        score, read = candidates.support(), [0]
+        if self.candidates != 0:
+            candidates.heard = question.listen([passages.pages(p) for p in candidates.order.tolist()]).cpu()
+            score, read = self._hop(passages, question, candidates, room)
+        order, first = candidates.order, read[0]
+        near = (score[first] - score < -TEMPERATURE * torch.tensor(self.share).log()).nonzero().flatten().tolist()
+        read += [one for one in sorted(near, key=lambda one: -float(score[one])) if one not in read]
         shares = (score / TEMPERATURE).softmax(0)
         total = torch.zeros(passages.n).index_copy_(0, order, shares)
-        evidence = recalled / prior.clamp(min=1e-30)[passages.of] * total[passages.of]
-        ranked = order[score.sort(descending=True, stable=True).indices]
+        evidence = recalled / passages.total(recalled).clamp(min=FAINT)[passages.of] * total[passages.of]
+        ranked = [one for one in score.sort(descending=True, stable=True).indices.tolist() if one != first]
         chosen = order[torch.tensor(read[: self.max_passages])]
-        return Ranking(passages, ranked.tolist(), chosen.tolist(), evidence)
+        return Ranking(passages, order[[first, *ranked]].tolist(), chosen.tolist(), evidence)
+
+    def _recall(
+        self, pages: Pages, passages: Passages, question: Question, scaling: Sequence[float]
+    ) -> tuple[torch.Tensor, "_Candidates"]:
+        """Evidence of every page [P], none of it nothing but the sink's, and the passages that are compared, best first."""
+        trusted, asked = question.trusted(), question.probe(question.ids, question.asking)
+        recalled = recall(pages, question, asked.queries, scaling, trusted.heads[: self.heads]).cpu()
+        recalled[1:] = recalled[1:].clamp(min=FAINT) * (pages.filled[1:].cpu() > 0)
+        same, close = (
+            passages.most(closeness(pages, asked.values[layer][:, question.wording], layer))[:, 1:].cpu()
+            for layer in (0, trusted.layer)
+        )
+        every = _Candidates(
+            torch.arange(1, passages.n), passages.total(recalled)[1:].log(), close, self.closeness * rarity(same)
+        )
+        most = self.candidates
+        if most is None:
+            most = COMPARED.get(pages.filled.device.type, COMPARED["cuda"])
+        best = every.support().sort(descending=True, stable=True).indices[: most or None]
+        return recalled, _Candidates(every.order[best], every.evidence[best], close[:, best], every.rare)
 
     def _hop(
-        self,
-        passages: Passages,
-        question: Question,
-        order: torch.Tensor,
-        score: torch.Tensor,
-        heard: torch.Tensor,
-        room: int,
+        self, passages: Passages, question: Question, candidates: "_Candidates", room: int
     ) -> tuple[torch.Tensor, list[int]]:
         """Try further passages behind those that are read: the scores after the first try, and the candidates to read.
 
         Args:
             passages: of the corpus.
             question: what is asked.
-            order: [C] int64, the candidates' numbers.
-            score: [C] float32.
-            heard: [C] float32, log-likelihood of the question behind each alone.
+            candidates: compared alone.
             room: pages that may be read at once.
         """
+        order, heard = candidates.order, candidates.heard
+        score = candidates.support() + heard
         first = int(score.argmax())
         read, likeliest, after = [first], float(heard[first]), score
         while len(read) < self.max_passages:
             before = torch.cat([passages.pages(int(order[one])) for one in read])
-            others = [int(one) for one in score.sort(descending=True, stable=True).indices if int(one) not in read]
+            # Words that stand in what is read need not stand in what is read with it.
+            beside = candidates.support(read)
+            others = [int(one) for one in (beside + heard).sort(descending=True, stable=True).indices]
             fitting = [one for one in others if len(before) + len(passages.pages(int(order[one]))) <= room]
-            others = fitting[: max(len(order) // HOP, 1)]
+            others = [one for one in fitting if one not in read][: max(len(order) // HOP, 1)]
             if not others:
                 break
             together = question.listen([torch.cat([before, passages.pages(int(order[one]))]) for one in others]).cpu()
             if len(read) == 1:
                 # What makes the question likelier behind the first passage ranks higher, whether it is read or not.
-                both = together + score[others] - heard[others]
+                both = together + beside[others]
                 lower = both - both.max()
-                after = score + lower.min()
-                after[others] = score[others] + lower
+                alone = candidates.evidence + heard
+                after = alone + lower.min()
+                after[others] = alone[others] + lower
+                after[first] = -torch.inf
+                above = torch.maximum(after.max() + BEHIND, alone[first])
+                after += score[first] - above
                 after[first] = score[first]
             best = int(together.argmax())
             if float(together[best]) - likeliest < self.gain:

@@ -57,6 +57,11 @@ class Passages:
         of = self.of.to(by_page.device)
         return by_page.new_zeros(self.n).index_add_(0, of, by_page)
 
+    def most(self, by_page: torch.Tensor) -> torch.Tensor:
+        """Largest of numbers of every page [Q, P], by passage: [Q, S]."""
+        of = self.of.to(by_page.device).expand_as(by_page)
+        return by_page.new_full((len(by_page), self.n), -torch.inf).scatter_reduce_(1, of, by_page, "amax")
+
     def whole(self, passage: int) -> bool:
         """Whether a passage is all of its document."""
         first, stop = int(self.first[passage]), int(self.stop[passage])

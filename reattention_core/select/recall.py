@@ -15,16 +15,23 @@ from reattention_core.select.base import Head, Question
 from reattention_kernels import page_evidence
 
 
-def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
+def recall(
+    pages: Pages,
+    question: Question,
+    queries: Sequence[torch.Tensor],
+    scaling: Sequence[float],
+    heads: Sequence[Head],
+) -> torch.Tensor:
     """Evidence of every page, [P] float32; the sink's page has none.
 
     Args:
         pages: the corpus.
         question: what is asked.
+        queries: its own, [H, Q, D] a layer.
         scaling: each layer's factor on q·k.
         heads: whose votes count.
     """
-    gain = gains(pages, question, scaling, heads)
+    gain = gains(pages, question, queries, scaling, heads)
     # A head that gains nothing keeps its vote.
     share = gain / gain.sum(1, keepdim=True).clamp(min=1e-9)
     trust = torch.tensor([head.trust for head in heads], device=gain.device)
@@ -32,7 +39,13 @@ def recall(pages: Pages, question: Question, scaling: Sequence[float], heads: Se
     return evidence
 
 
-def gains(pages: Pages, question: Question, scaling: Sequence[float], heads: Sequence[Head]) -> torch.Tensor:
+def gains(
+    pages: Pages,
+    question: Question,
+    queries: Sequence[torch.Tensor],
+    scaling: Sequence[float],
+    heads: Sequence[Head],
+) -> torch.Tensor:
     """Softmax mass that the heads give every page beyond what an empty question gives it: [len(heads), P] float32.
 
     Where nothing is gained anywhere (a corpus of one page has all mass always, and the empty question is no other than itself)
@@ -40,9 +53,9 @@ def gains(pages: Pages, question: Question, scaling: Sequence[float], heads: Seq
     """
     key = f"empty {heads}"
     if key not in question.memo:
-        unasked = question.probe(question.empty, slice(0, len(question.empty)))
+        unasked = question.probe(question.empty, slice(0, len(question.empty))).queries
         question.memo[key] = mass(pages, unasked, scaling, heads)
-    asked = mass(pages, question.probe(question.ids, question.asking), scaling, heads)
+    asked = mass(pages, queries, scaling, heads)
     gain = (asked - question.memo[key]).clamp(min=0)
     return torch.where(gain.any(), gain, asked)
 

@@ -121,7 +121,7 @@ def test_recorded_passes_write_what_gathered_windows_write(
                 answer = corpus.ask(question, max_new_tokens=24, stop=())
                 answers.append(answer.text)
                 evidence.append([(s.document_id, round(s.score, 2)) for s in answer.sources])
-            trust.append([head.trust for head in engine.heads])
+            trust.append([head.trust for head in engine.trusted.heads])
     assert trust[1] == pytest.approx(trust[0], abs=1e-3)
     assert trust[2] == pytest.approx(trust[0], abs=1e-3)
     assert len(set(answers)) == 1, answers

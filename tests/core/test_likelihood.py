@@ -8,9 +8,9 @@ import torch
 from reattention_core import Engine
 from reattention_core.cache.pages import PAGE, pages_for
 from reattention_core.errors import CancelledError
-from reattention_core.heads import examine, trusted_heads
 from reattention_core.likelihood import likelihood
 from reattention_core.prompts import LISTENED_TOKENS, build_prompt
+from reattention_core.trusted import examine, trusted
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. " * 3,
@@ -55,14 +55,24 @@ def test_many_passages_are_compared_in_several_passes_that_can_be_cancelled(engi
 
 def test_heads_are_examined_once_and_kept(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REATTENTION_HOME", str(tmp_path))
-    found = trusted_heads(engine)
-    assert [head.trust for head in found] == sorted((head.trust for head in found), reverse=True)
-    assert len({(head.layer, head.head) for head in found}) == len(found)
-    assert all(0 <= head.trust <= 1 for head in found)
-    file = next((tmp_path / "heads").iterdir())
-    monkeypatch.setattr("reattention_core.heads.examine", lambda engine: pytest.fail("examined again"))
-    assert trusted_heads(engine) == found
-    monkeypatch.setattr("reattention_core.heads.examine", examine)
-    for damaged in (b"", b"[[0, 0]]", b"[]", b"[[999, 0, 0.5]]", b"[[0, -1, 0.5]]", b"\xff"):
+    found = trusted(engine)
+    assert [head.trust for head in found.heads] == sorted((head.trust for head in found.heads), reverse=True)
+    assert len({(head.layer, head.head) for head in found.heads}) == len(found.heads)
+    assert all(0 <= head.trust <= 1 for head in found.heads)
+    assert 0 <= found.layer < len(engine.attachment.shapes)
+    file = next((tmp_path / "exams").iterdir())
+    monkeypatch.setattr("reattention_core.trusted.examine", lambda engine: pytest.fail("examined again"))
+    assert trusted(engine) == found
+    monkeypatch.setattr("reattention_core.trusted.examine", examine)
+    for damaged in (
+        b"",
+        b"[]",
+        b"[[[0, 0]], 0]",
+        b"[[], 0]",
+        b"[[[999, 0, 0.5]], 0]",
+        b"[[[0, -1, 0.5]], 0]",
+        b"[[[0, 0, 0.5]], 99]",
+        b"\xff",
+    ):
         file.write_bytes(damaged)
-        assert trusted_heads(engine) == found
+        assert trusted(engine) == found

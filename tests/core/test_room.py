@@ -147,7 +147,7 @@ def test_an_ingest_that_goes_on_from_what_is_saved_counts_both(
     plain = make().ingest(DOCUMENTS, progress=False)
     make().ingest(DOCUMENTS[::2], name="half", progress=False)
     engine = engine_with(make, host=True)
-    engine.heads  # noqa: B018 (reading them takes memory of its own)
+    engine.trusted  # noqa: B018 (reading them takes memory of its own)
     limited(engine, times * plain.nbytes)  # type: ignore[operator]
     read = engine.stats().tokens_read
     corpus = engine.ingest(DOCUMENTS, name="all", progress=False)

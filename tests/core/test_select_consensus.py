@@ -14,7 +14,9 @@ from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import Pages
 from reattention_core.errors import ContextTooLongError
 from reattention_core.select import Consensus, Context, ReAttention
-from reattention_core.select.base import Head, Question
+from reattention_core.select.base import Head, Probed, Question, Trusted
+from reattention_core.select.closeness import SAME, closeness, rarity
+from reattention_core.select.consensus import BEHIND, FAINT
 from reattention_core.select.passages import Passages
 from reattention_core.select.recall import recall
 from tests.close import assert_close
@@ -59,17 +61,18 @@ def evidence(pages: Pages, asked: Sequence[torch.Tensor], empty: Sequence[torch.
 
 
 class Probes:
-    """Stands in for the model: the queries of any text are drawn from its tokens."""
+    """Stands in for the model: the queries and values of any text are drawn from its tokens."""
 
-    def __init__(self, layers: int, heads: int) -> None:
-        self.layers, self.heads = layers, heads
+    def __init__(self, layers: int, heads: int, groups: int = 2) -> None:
+        self.layers, self.heads, self.groups = layers, heads, groups
         self.calls: list[tuple[int, ...]] = []
 
-    def __call__(self, ids: Sequence[int], asking: slice) -> list[torch.Tensor]:
+    def __call__(self, ids: Sequence[int], asking: slice) -> Probed:
         self.calls.append(tuple(ids))
         draw = torch.Generator().manual_seed(sum(ids))
         queries = [torch.randn(self.heads, len(ids), DIM, generator=draw) for _ in range(self.layers)]
-        return [3 * query[:, asking] for query in queries]
+        values = [torch.randn(self.groups, len(ids), DIM, generator=draw) for _ in range(self.layers)]
+        return Probed([3 * query[:, asking] for query in queries], [value[:, asking] for value in values])
 
 
 def corpus_of(lengths: Sequence[int], layers: int = 2, groups: int = 2) -> Pages:
@@ -79,10 +82,10 @@ def corpus_of(lengths: Sequence[int], layers: int = 2, groups: int = 2) -> Pages
     for length in [32, *lengths]:
         first += [len(first)] * -(-length // 32)
         filled += [min(32, length - i) for i in range(0, length, 32)]
-    keys = [torch.randn(groups, len(first), 32, DIM) for _ in range(layers)]
-    for key in keys:
-        key[:, torch.arange(32) >= torch.tensor(filled)[:, None]] = float("nan")
-    return Pages(keys, [k.clone() for k in keys], torch.tensor(filled), torch.tensor(first))
+    both = [torch.randn(groups, len(first), 32, DIM) for _ in range(2 * layers)]
+    for held in both:
+        held[:, torch.arange(32) >= torch.tensor(filled)[:, None]] = float("nan")
+    return Pages(both[:layers], both[layers:], torch.tensor(filled), torch.tensor(first))
 
 
 def likeliest(*pages: int) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
@@ -98,7 +101,12 @@ NOTHING_LIKELIER = likeliest()
 
 
 def question(probe: Probes, listen: Any = NOTHING_LIKELIER, ids: Sequence[int] = (5, 6, 7, 8)) -> Question:
-    return Question(ids, slice(1, 4), (1, 2, 3), probe, listen, lambda: HEADS, {})
+    trusted = Trusted(HEADS, 1)
+    return Question(ids, slice(1, 4), slice(0, 2), (1, 2, 3), probe, listen, lambda: trusted, {})
+
+
+def recalled(pages: Pages, asked: Question) -> torch.Tensor:
+    return recall(pages, asked, asked.probe(asked.ids, asked.asking).queries, SCALING, HEADS)
 
 
 def context(pages: Pages | None, asked: Question | None, window: int = 512, tail: int = 30) -> Context:
@@ -111,8 +119,8 @@ def test_recall_is_the_trusted_heads_share_of_gains(seed: int) -> None:
     torch.manual_seed(seed)
     pages, probe = corpus_of([70, 5, 64, 33]), Probes(layers=2, heads=4)
     asked = question(probe)
-    ours = recall(pages, asked, SCALING, HEADS)
-    both = probe(asked.ids, asked.asking), probe((1, 2, 3), slice(3))
+    ours = recalled(pages, asked)
+    both = probe(asked.ids, asked.asking).queries, probe((1, 2, 3), slice(3)).queries
     assert_close("evidence", ours, evidence(pages, *both), 1e-5)
     assert ours[0] == 0
     assert float(ours.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -123,11 +131,66 @@ def test_where_nothing_can_be_gained_the_question_alone_decides(lengths: list[in
     """A corpus of one page has all mass whatever is asked; with more, the empty question gains nothing over itself."""
     pages, probe = corpus_of(lengths), Probes(layers=2, heads=4)
     asked = replace(question(probe, ids=(1, 2, 3)), asking=slice(3))
-    ours = recall(pages, asked, SCALING, HEADS)
-    shares = [share_of(pages, probe((1, 2, 3), slice(3)), head) for head in HEADS]
+    ours = recalled(pages, asked)
+    shares = [share_of(pages, probe((1, 2, 3), slice(3)).queries, head) for head in HEADS]
     expected = sum(head.trust * torch.tensor(share) for head, share in zip(HEADS, shares, strict=True))
     assert_close("evidence", ours, expected, 1e-5)
     assert float(ours.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of two tokens' values [G, D], all heads side by side."""
+    a, b = one.double().flatten().tolist(), other.double().flatten().tolist()
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def supports(
+    pages: Pages, words: Sequence[torch.Tensor], evidence: torch.Tensor, layer: int, longest: int
+) -> list[float]:
+    """What every passage but the sink has for it: its evidence, and how close it comes to rare words."""
+    passages, found = Passages.cut(pages, longest), []
+    close: dict[tuple[int, int], list[float]] = {}
+    for number, values in enumerate(words):
+        for word in range(values.shape[1]):
+            best = []
+            for passage in range(1, passages.n):
+                tokens = [(p, t) for p in passages.pages(passage).tolist() for t in range(int(pages.filled[p]))]
+                best.append(max(cosine(values[:, word], pages.values[number][:, p, t]) for p, t in tokens))
+            close[number, word] = best
+    for passage in range(1, passages.n):
+        total = math.log(sum(max(float(evidence[p]), FAINT) for p in passages.pages(passage).tolist()))
+        for word in range(words[layer].shape[1]):
+            holding = sum(one > SAME for one in close[0, word])
+            total += max(math.log(passages.n / (holding + 0.5)), 0) * close[layer, word][passage - 1]
+        found.append(total)
+    return found
+
+
+@pytest.mark.parametrize("longest", [2, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_passages_are_supported_by_evidence_and_by_how_close_they_come_to_rare_words(seed: int, longest: int) -> None:
+    torch.manual_seed(seed)
+    pages, probe = corpus_of([70, 5, 100, 33]), Probes(2, 4)
+    asked = question(probe, ids=(5, 6, 7, 8 + seed))
+    words = [values[:, :2] for values in probe(asked.ids, slice(1, 4)).values]
+    pages.values[0][:, 2, 3] = 2 * words[0][:, 0]  # the first word stands in one place
+    expected = supports(pages, words, recalled(pages, asked), 1, longest)
+    rule = Consensus(candidates=0, passage=longest)
+    ranking = rule.rank(pages, asked, SCALING, 14)
+    assert ranking.order == [1 + n for n in sorted(range(len(expected)), key=lambda n: -expected[n])]
+    shares = (torch.tensor(expected) / 3.0).softmax(0)
+    assert_close("evidence", ranking.passages.total(ranking.evidence)[1:], shares, 1e-4)
+
+
+def test_closeness_is_the_same_in_parts_and_rare_words_tell_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    pages, words = corpus_of([70, 5, 100, 33]), torch.randn(2, 3, DIM)
+    whole = closeness(pages, words, 1)
+    assert whole.isfinite().all() and float(whole.abs().max()) <= 1 + 1e-6
+    monkeypatch.setattr("reattention_core.select.closeness.AT_ONCE", 2)
+    assert_close("in parts", closeness(pages, words, 1), whole, 1e-6)
+    held = torch.tensor([[1.0, 0.99, 0.985, 1.0], [0.9, 1.0, 0.9, 0.1], [0.5, 0.6, 0.7, 0.8]])
+    assert rarity(held).tolist() == pytest.approx([math.log(5 / 4.5), math.log(5 / 1.5), math.log(5 / 0.5)])
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 8])
@@ -158,10 +221,12 @@ def test_the_likeliest_passage_comes_first_and_recall_decides_between_equals() -
     assert ranking.order[0] == ranking.read[0] == 3, "pages 5 and 6 are the third document"
     assert int(ranking.evidence.argmax()) in (5, 6)
     assert float(ranking.evidence.sum()) == pytest.approx(1.0, abs=1e-5)
-    prior = ranking.passages.total(recall(pages, asked, SCALING, HEADS))
+    prior = ranking.passages.total(recalled(pages, asked))
     by_recall = prior.argsort(descending=True).tolist()[:-1]
-    assert Consensus(candidates=0).rank(pages, asked, SCALING, 14).order == by_recall
-    assert Consensus().rank(pages, question(probe), SCALING, 14).order == by_recall
+    assert Consensus(candidates=0, closeness=0).rank(pages, asked, SCALING, 14).order == by_recall
+    assert Consensus(closeness=0).rank(pages, question(probe), SCALING, 14).order == by_recall
+    supported = Consensus(candidates=0).rank(pages, asked, SCALING, 14).order
+    assert Consensus().rank(pages, question(probe), SCALING, 14).order == supported
 
 
 def test_only_candidates_are_compared() -> None:
@@ -189,6 +254,39 @@ def test_a_further_passage_is_read_where_the_question_gets_likelier(gain: float,
     assert rule.model_copy(update={"max_passages": 1}).rank(
         pages, question(Probes(2, 4), likeliest(2, 7)), SCALING, 14
     ).read == [first]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_second_passage_is_ranked_by_what_it_adds_to_the_first(seed: int) -> None:
+    """Nine documents of a page; how likely the question is behind one or two is drawn. The order in plain loops."""
+    torch.manual_seed(seed)
+    pages, probe = corpus_of([32] * 9), Probes(2, 4)
+    nats = {frozenset(two): 4 * torch.randn(()).item() for a in range(1, 10) for two in ({a, b} for b in range(1, 10))}
+
+    def listen(passages: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.tensor([nats[frozenset(passage.tolist())] for passage in passages])
+
+    asked = question(probe, listen)
+    pages.values[0][:, 3, 7] = probe(asked.ids, slice(1, 2)).values[0][:, 0]
+    evidence = recalled(pages, asked).clamp(min=FAINT).log().tolist()
+    same, close = (closeness(pages, probe(asked.ids, slice(1, 3)).values[layer], layer) for layer in (0, 1))
+    rare = rarity(same[:, 1:]).tolist()
+
+    def words(*together: int) -> float:
+        return sum(w * max(float(close[q, page]) for page in together) for q, w in enumerate(rare))
+
+    first = max(range(1, 10), key=lambda p: evidence[p] + words(p) + nats[frozenset({p})])
+    alone = {p: evidence[p] + nats[frozenset({p})] for p in range(1, 10) if p != first}
+    tried = sorted(alone, key=lambda p: -(alone[p] + words(first, p)))[:3]
+    both = {p: nats[frozenset({first, p})] + evidence[p] + words(first, p) for p in tried}
+    lost = {p: both.get(p, min(both.values())) - max(both.values()) for p in alone}
+    behind = {p: alone[p] + lost[p] for p in alone}
+    above = max(evidence[first] + nats[frozenset({first})], max(behind.values()) + BEHIND)
+    ranking = Consensus(max_passages=2, gain=99, share=1.0).rank(pages, asked, SCALING, 14)
+    assert ranking.order[0] == ranking.read[0] == first
+    assert ranking.order[1:] == sorted(behind, key=lambda p: -behind[p])
+    shares = torch.tensor([(above if p == first else behind[p]) / 3 for p in range(1, 10)]).softmax(0)
+    assert_close("evidence", ranking.evidence[1:], shares, 1e-4)
 
 
 def test_close_passages_are_read_by_their_share() -> None:

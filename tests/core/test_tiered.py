@@ -18,6 +18,7 @@ from reattention_core.cache.stitched import Run, StitchedPages, onto, stitch
 from reattention_core.cache.tiered import TieredPages
 from reattention_core.errors import CorruptCacheError
 from reattention_core.prompts import build_prompt
+from reattention_core.select.closeness import closeness
 from reattention_core.select.recall import recall
 from reattention_kernels import KeyIndex
 
@@ -72,17 +73,22 @@ def test_longheads_reads_its_summaries_on_the_device_and_the_rest_below(engine: 
 def test_evidence_is_that_of_all_keys_within_eight_bits(engine: Engine, corpus: Corpus) -> None:
     tiered, prompt = over(corpus), build_prompt(engine.tokens, engine.config, QUESTION)
     with engine.busy():
-        heads = engine.heads[:12]
-        found = [
-            recall(one.pages, one.edition.question(prompt, lambda: False), engine.attachment.scaling, heads)
-            for one in (tiered, corpus)
-        ]
+        heads, layer = engine.trusted.heads[:12], engine.trusted.layer
+        found, close = [], []
+        for one in (tiered, corpus):
+            question = one.edition.question(prompt, lambda: False)
+            probed = question.probe(question.ids, question.asking)
+            found.append(recall(one.pages, question, probed.queries, engine.attachment.scaling, heads))
+            close.append(torch.cat([closeness(one.pages, probed.values[n], n) for n in (0, layer)]))
     total = found[1].sum()
     assert total > 0
     assert ((found[0] - found[1]).abs() / total).max() < 0.01
     assert not torch.equal(*found), "the index was read"
     read = {(head.layer, head.head // 2) for head in heads}
     assert set(tiered.pages._index) == read, "and only what the trusted heads use"
+    assert (close[0] - close[1]).abs().max() < 0.01
+    assert not torch.equal(*close), "the index was read"
+    assert set(tiered.pages._values) == {0, layer}
 
 
 def test_the_index_takes_a_byte_for_each_number_and_a_scale_a_page(corpus: Corpus) -> None:
