@@ -29,12 +29,13 @@ def closeness(pages: Pages, words: torch.Tensor, layer: int) -> torch.Tensor:
     slot, found = torch.arange(PAGE, device=words.device), []
     for first in range(0, pages.n_pages, AT_ONCE):
         stop = min(first + AT_ONCE, pages.n_pages)
-        values = pages.scan_values(layer, first, stop).float()
-        # A head at a time: its values are one matrix where they lie.
-        cosine = sum(word @ value.flatten(0, 1).T for word, value in zip(words, values, strict=True))
-        length = values.square().sum((0, 3)).sqrt().clamp(min=1e-9)
-        assert isinstance(cosine, torch.Tensor)
-        cosine = cosine.unflatten(1, length.shape) / length
+        product = square = words.new_zeros(())
+        # A head at a time: its values are one matrix where they lie, and no more than that is copied.
+        for word, held in zip(words, pages.scan_values(layer, first, stop), strict=True):
+            value = held.float()
+            product = product + (word @ value.flatten(0, 1).T).unflatten(1, value.shape[:2])
+            square = square + value.square().sum(2)
+        cosine = product / square.sqrt().clamp(min=1e-9)
         real = slot < pages.filled[first:stop, None]
         found.append(cosine.masked_fill(~real, -1.0).amax(2))
     return torch.cat(found, 1)
@@ -44,8 +45,7 @@ def rarity(same: torch.Tensor) -> torch.Tensor:
     """How much each word tells, in nats: its inverse document frequency, [Q].
 
     In a model's first layer a value is made of the token alone, so that places hold a word where its value is there, and no
-    table of words is needed. (Where positions are added to the embeddings they are in that value, too: then fewer places seem to
-    hold a word than do, and all words tell more alike.)
+    table of words is needed. (Models that add positions to their embeddings are refused.)
 
     Args:
         same: [Q, S], how close each of some places comes to each word in the first layer.
