@@ -16,6 +16,7 @@ from reattention_core import Consensus, Document, Engine, Selector
 from reattention_core.cache.pages import PAGE
 from reattention_core.select import mass
 from reattention_core.select.base import Head
+from reattention_core.select.closeness import closeness, rarity
 
 logging.disable_progress_bar()
 engine = Engine.from_pretrained(store=tempfile.mkdtemp())
@@ -66,9 +67,9 @@ class Looking(Selector):
 
     def reader(self, context):
         question = context.question
-        kept["asked"] = question.probe(
-            question.ids, question.asking
-        ).queries  # [heads, tokens, dimension] of every layer
+        probed = question.probe(question.ids, question.asking)
+        kept["asked"] = probed.queries  # [heads, tokens, dimension] of every layer
+        kept["layer"], kept["values"] = question.trusted().layer, [own[:, question.wording] for own in probed.values]
         kept["empty"] = question.probe(question.empty, slice(0, len(question.empty))).queries
         kept["heads"], kept["scaling"] = question.trusted().heads, context.scaling
         return Consensus().reader(context)
@@ -116,14 +117,24 @@ for head in kept["heads"][:12]:
 # %% [markdown]
 # ## Page by page
 #
-# All heads alike, all heads beyond the empty question, and the trusted twelve, each as shares of the whole.
+# All heads alike, all heads beyond the empty question, and the trusted twelve, each as shares of the whole. The last is no
+# attention: how close a page comes to the question's words, by the values of the layer that did best in the same exam, rare
+# words counting most. `consensus` adds it to the logarithm of the heads' evidence.
 
 # %%
 trusted = [every.index(Head(head.layer, head.head, 1.0)) for head in kept["heads"][:12]]
 weights = torch.tensor([head.trust for head in kept["heads"][:12]])
 votes = weights @ (gain[trusted] / gain[trusted].sum(1, keepdim=True).clamp(min=1e-9))
-rows = {"all heads": with_question.sum(0), "beyond the empty question": gain.sum(0), "twelve trusted heads": votes}
-figure, axes = plt.subplots(3, 1, figsize=(11, 5), sharex=True)
+same, close = (closeness(pages, kept["values"][layer], layer) for layer in (0, kept["layer"]))
+near = rarity(same[:, 1:]) @ close
+near[0] = -torch.inf  # the sink
+rows = {
+    "all heads": with_question.sum(0),
+    "beyond the empty question": gain.sum(0),
+    "twelve trusted heads": votes,
+    f"closeness, layer {kept['layer']}": near.softmax(0),
+}
+figure, axes = plt.subplots(4, 1, figsize=(11, 6.5), sharex=True)
 for one, (name, evidence) in zip(axes, rows.items(), strict=True):
     shares = evidence / evidence.sum()
     colors = ["tab:orange" if page == needle_page else "tab:blue" for page in range(len(shares))]
