@@ -216,7 +216,7 @@ class Pages:
 
     def scan_values(self, layer: int, first: int, stop: int) -> torch.Tensor:
         """Values of pages first..stop-1 where the model runs, [G, n, T, D], to compare them."""
-        return self.read(layer, first, stop)[1]
+        return self.values[layer][:, first:stop]
 
     def staged(self, rows: Sequence[torch.Tensor]) -> tuple["Pages", Sequence[torch.Tensor]]:
         """The sink and some pages where the model runs, and the rows as numbers of pages there.

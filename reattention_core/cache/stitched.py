@@ -249,6 +249,11 @@ class StitchedPages(Pages):
             found.append((run.pages, pages[where] + (run.first - self._at[number]), where))
         return found
 
+    def scan_values(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """See `Pages.scan_values`: a copy where they lie in several runs."""
+        runs = _flat(Run(self, first, stop))
+        return _together([run.pages.scan_values(layer, run.first, run.stop) for run in runs])
+
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pages.take`."""
         found, order = [], []

@@ -119,6 +119,15 @@ class MappedPages(Pages):
         self._check(layer, (0,), np.arange(first // BLOCK, blocks_for(stop)), group)
         return super().scan_part(layer, first, stop, group)
 
+    def scan_values(self, layer: int, first: int, stop: int) -> torch.Tensor:
+        """See `Pages.scan_values`.
+
+        Raises:
+            CorruptCacheError: a page is not what was written.
+        """
+        self._check(layer, (1,), np.arange(first // BLOCK, blocks_for(stop)))
+        return super().scan_values(layer, first, stop)
+
     def take(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pages.take`.
 

@@ -374,6 +374,7 @@ def test_stitched_pages_read_as_one_tensor(runs: list[Run]) -> None:
         assert torch.equal(ours.scan(layer), plain.scan(layer))
         assert torch.equal(ours.keys[layer], plain.keys[layer])
         assert torch.equal(ours.values[layer], plain.values[layer])
+        assert torch.equal(ours.scan_values(layer, 1, 6), plain.values[layer][:, 1:6])
         for wanted in (addresses, addresses[:0]):
             for a, b in zip(ours.gather(layer, wanted), plain.gather(layer, wanted), strict=True):
                 assert torch.equal(a, b)

@@ -136,6 +136,8 @@ def test_opening_reads_no_keys_from_disk(shelf: Store, root: Path) -> None:
         file.write(b"\0\0\x80\x3f")
     with pytest.raises(Exception, match="is damaged: values of layer 1, head 1, pages 16 to 19"):
         opened.pages.read(1, 0, 20)
+    with pytest.raises(Exception, match="is damaged: values of layer 1, head 1, pages 16 to 19"):
+        opened.pages.scan_values(1, 17, 19)
     assert opened.pages.read(1, 0, 16)[1].shape == (2, 16, 32, 8)
 
 
@@ -155,6 +157,7 @@ def test_a_scan_of_one_head_reads_no_others(shelf: Store, root: Path, parts: int
     assert torch.equal(pages.scan_head(0, 1)[0], what.pages.scan(0)[1])
     assert torch.equal(pages.scan_part(0, 2, 10, 1), what.pages.scan_part(0, 2, 10)[1:])
     assert torch.equal(pages.scan(1), what.pages.scan(1))
+    assert torch.equal(pages.scan_values(0, 0, 10), what.pages.values[0][:, :10]), "values alone"
     for scan in (lambda: pages.scan_head(0, 0), lambda: pages.scan(0)):
         with pytest.raises(CorruptCacheError, match="keys of layer 0, head 0, pages 0 to"):
             scan()
