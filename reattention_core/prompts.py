@@ -110,8 +110,8 @@ def build_prompt(
     ids = formed.ids
     empty = tokenizer.encode(config.question_form.replace("{question}", NOTHING)).ids
     begin = config.question_form.index("{question}")
-    wording = [n for n, (_, stop) in enumerate(formed.spans) if begin < stop]
-    wording = [n for n in wording if formed.spans[n][0] < begin + len(question.strip())]
+    end = begin + len(question.strip())
+    wording = [n for n, (start, stop) in enumerate(formed.spans) if begin < stop and start < end]
     listened = tokenizer.encode(f"{LISTENED} {question.strip()}")
     lead = sum(start < len(LISTENED) for start, _ in listened.spans)
     # Never longer than the question in its own form: where that fits the window, this does.

@@ -113,7 +113,7 @@ class Tiers:
         """What a corpus in a lower tier takes on the device: index and tables."""
         shapes = self._engine.attachment.shapes
         keys = sum(shapes[layer][1] * PAGE + 4 for layer, _ in self._indexed())
-        compared = [shapes[layer] for layer in {0, self._engine.trusted.layer}]
+        compared = [shapes[layer] for layer in self._engine.trusted.compared]
         values = sum(groups * (size * PAGE + 4) for groups, _, size in compared)
         return n_pages * (keys + values + 2 * 8)
 
@@ -150,6 +150,7 @@ class Tiers:
             f"{plan.working:,} to read them{f', then {twice + plan.pages:,} to put all of it together' * bool(twice)}; "
             f"{plan.free:,} are free, and {self.room('device'):,} may be taken by corpora"
         )
+        lower = ""
         if independent and beside is not None and (durable or self.make_room("host", beside.replaced + plan.pages)):
             beside.go_down()
         if independent and (beside is None or beside.below) and self.make_room("device", 0, plan.working + group):
@@ -160,14 +161,14 @@ class Tiers:
                 if durable:
                     return "disk"
             else:
-                message += f". In the tiers below its index alone needs {index:,} there"
-        if independent and "index alone" not in message:
-            message += (
+                lower = f". In the tiers below its index alone needs {index:,} there"
+        if independent and not lower:
+            lower = (
                 f". In tier host it needs {plan.pages + twice:,} and {self.room('host') * self._has_host:,} may be taken; tier "
                 "disk is for corpora with a name"
             )
         raise CapacityError(
-            f"{message}. Ingest fewer documents, choose a smaller cache_dtype or ingest_tokens, raise device_bytes or "
+            f"{message}{lower}. Ingest fewer documents, choose a smaller cache_dtype or ingest_tokens, raise device_bytes or "
             "host_bytes, or free memory",
             needed=needed,
             free=plan.free,
@@ -270,7 +271,7 @@ class Tiers:
         tiered = TieredPages(pages, self.stage)
         for layer, group in self._indexed():
             tiered.scan_head(layer, group)
-        for layer in {0, self._engine.trusted.layer}:
+        for layer in self._engine.trusted.compared:
             tiered.scan_values(layer, 0, 0)
         return tiered
 

@@ -17,7 +17,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from reattention_core.cache.layout import lay_out
-from reattention_core.cache.pages import PAGE
 from reattention_core.edition import Edition
 from reattention_core.home import home
 from reattention_core.ingest import Ingest
@@ -68,14 +67,12 @@ def examine(engine: "Engine") -> Trusted:
     passages = Passages.cut(pages, pages.n_pages)
     shapes = attachment.query_shapes
     everyone = [Head(layer, head, 0.0) for layer, (count, _) in enumerate(shapes) for head in range(count)]
-    starts = torch.tensor(layout.starts) // PAGE
-    owner = torch.searchsorted(starts, torch.arange(pages.n_pages), right=True).to(pages.filled.device)
     trust, surprise = torch.zeros(len(everyone), device=pages.filled.device), torch.zeros(len(shapes))
     for number, (_, asked) in enumerate(EXAM, 1):
         question = edition.question(build_prompt(tokens, engine.config, asked), lambda: False)
         probed = question.probe(question.ids, question.asking)
         gain = gains(pages, question, probed.queries, attachment.scaling, everyone)
-        trust += gain[:, owner == number].sum(1) / gain.sum(1).clamp(min=1e-9)
+        trust += gain[:, passages.of.to(gain.device) == number].sum(1) / gain.sum(1).clamp(min=1e-9)
         close = [
             passages.most(closeness(pages, values[:, question.wording], layer))[:, 1:]
             for layer, values in enumerate(probed.values)

@@ -66,6 +66,11 @@ class Trusted(NamedTuple):
     heads: Sequence[Head]
     layer: int
 
+    @property
+    def compared(self) -> set[int]:
+        """The layers whose values are compared: this one, and the first, which tells how rare a word is."""
+        return {0, self.layer}
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:

@@ -162,13 +162,13 @@ class Consensus(Selector):
         shares = (score / TEMPERATURE).softmax(0)
         total = torch.zeros(passages.n).index_copy_(0, order, shares)
         evidence = recalled / passages.total(recalled).clamp(min=FAINT)[passages.of] * total[passages.of]
-        ranked = [one for one in score.sort(descending=True, stable=True).indices.tolist() if one != first]
+        ranked = order[score.sort(descending=True, stable=True).indices]
         chosen = order[torch.tensor(read[: self.max_passages])]
-        return Ranking(passages, order[[first, *ranked]].tolist(), chosen.tolist(), evidence)
+        return Ranking(passages, ranked.tolist(), chosen.tolist(), evidence)
 
     def _recall(
         self, pages: Pages, passages: Passages, question: Question, scaling: Sequence[float]
-    ) -> tuple[torch.Tensor, "_Candidates"]:
+    ) -> tuple[torch.Tensor, _Candidates]:
         """Evidence of every page [P], none of it nothing but the sink's, and the passages that are compared, best first."""
         trusted, asked = question.trusted(), question.probe(question.ids, question.asking)
         recalled = recall(pages, question, asked.queries, scaling, trusted.heads[: self.heads]).cpu()
@@ -187,7 +187,7 @@ class Consensus(Selector):
         return recalled, _Candidates(every.order[best], every.evidence[best], close[:, best], every.rare)
 
     def _hop(
-        self, passages: Passages, question: Question, candidates: "_Candidates", room: int
+        self, passages: Passages, question: Question, candidates: _Candidates, room: int
     ) -> tuple[torch.Tensor, list[int]]:
         """Try further passages behind those that are read: the scores after the first try, and the candidates to read.
 
