@@ -111,6 +111,7 @@ CASES: dict[str, Callable[[], None]] = {
     "votes": lambda: votes(False),
     "votes by weight": lambda: votes(True),
     "evidence, some heads": lambda: evidence(BF16, 128, some=True),
+    "evidence, all heads": lambda: evidence(BF16, 128),
     "evidence, int8 index": lambda: evidence(BF16, 64, coded=INT8),
     "attention": lambda: attention(BF16, 128),
     "attention, every option": lambda: attention(BF16, 64, 3, options=True),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -263,6 +264,23 @@ def test_a_score_far_below_those_of_the_first_tile(device: str, operation: Opera
 def test_tiles_without_a_key_before_the_first(device: str, operation: Operation) -> None:
     """What says the unit is then a later tile; the empty slots there hold NaN."""
     check("kernel", operation, question(device, [0] * 9 + [3, 32, 0, 0, 32], repeats=2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("jump", [0.0, 85.0, 200.0, 1000.0])
+@pytest.mark.parametrize("programs", [1, 1056])
+def test_totals_too_large_for_the_hopper_kernel_are_counted_again(
+    programs: int, jump: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles without a key, then a partly filled one, then a score far above it for one row of all; three row blocks."""
+    if torch.cuda.get_device_capability()[0] == 9:
+        monkeypatch.setattr(import_module("reattention_kernels.evidence.hopper_kernel"), "PROGRAMS", programs)
+    given = question("cuda", [0] * 9 + [3, 0, 32, 31] + [32] * 30, groups=2, repeats=4, rows=40, dim=128, dtype=dtype)
+    given["query"] *= 0.1
+    given["query"][:, :, 0], given["key"][..., 0] = 0.0, 0.0
+    given["query"][1, 7, 0], given["key"][:, 20, 5, 0] = 1.0, jump / given["scaling"]
+    check("kernel", kernel, given, 1e-3)
 
 
 @both(reference, kernel)

@@ -2,11 +2,13 @@
 
 One launch reads the keys once and leaves every row's mass of every page, beside the sum of its share of the pages; a small
 one works out what makes each row's masses sum to 1; the third averages over the question's tokens. Heads that nobody asks
-for are not scored.
+for are not scored. On a Hopper GPU another kernel may do the first of these, see `hopper_kernel.py`.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -74,15 +76,24 @@ def page_evidence(
     if in_float32 and dim > 64:
         # Without tensor cores; small enough for the 99 KiB of shared memory that every GPU has.
         height, width = min(height, 32), max(size, 32)
-    row_blocks = triton.cdiv(wide, height)
+    padded = triton.cdiv(wide, height) * height
+    query = (query if scale is None else query.to(torch.bfloat16)).contiguous()
+    hopper = _on_hopper(query, codes, wide)
+    if hopper is not None:
+        height, padded = 64, hopper.padded_rows(wide)
+    row_blocks = triton.cdiv(padded, height)
     tiles = triton.cdiv(pages * size, width)
     # Each program walks a share of the tiles, a power of two of them.
-    each = next_power(triton.cdiv(tiles, max(1, triton.cdiv(PROGRAMS, sets * row_blocks))))
+    programs = triton.cdiv(PROGRAMS, sets * row_blocks) if hopper is None else triton.cdiv(hopper.PROGRAMS, sets)
+    each = max(2, next_power(triton.cdiv(tiles, programs)))
     splits, together = triton.cdiv(tiles, each), min(64, each * (width // size))
-    masses = torch.empty(sets, pages, row_blocks * height, device=query.device)
-    totals, bases = torch.empty(2, sets, splits, row_blocks * height, device=query.device)
+    masses = torch.empty(sets, pages, padded, device=query.device)
+    totals, bases = torch.empty(2, sets, splits, padded, device=query.device)
+    sharpness = scaling * LOG2E
+    if hopper is not None:
+        hopper.page_masses(query, codes, filled, plan.groups, plan.rows, masses, totals, bases, each * width, sharpness)
     _page_masses[(row_blocks, sets, splits)](
-        (query if scale is None else query.to(torch.bfloat16)).contiguous(),
+        query,
         codes,
         scale if scale is not None else masses,
         filled,
@@ -94,7 +105,7 @@ def page_evidence(
         wide,
         pages,
         each,
-        scaling * LOG2E,
+        sharpness,
         codes.stride(0),
         scale.stride(0) if scale is not None else 0,
         dim=dim,
@@ -106,6 +117,7 @@ def page_evidence(
         INDEXED=scale is not None,
         # Mixed types and float32 are multiplied in float32; the interpreter cannot multiply bfloat16.
         AS_FLOAT=INTERPRETED or in_float32,
+        AGAIN=hopper is not None,
         INTERPRETED=INTERPRETED,
         num_warps=4,
         num_stages=stages(
@@ -113,9 +125,7 @@ def page_evidence(
         ),
     )
     factors = torch.empty_like(bases)
-    _row_factors[(row_blocks * height // 4, sets)](
-        totals, bases, factors, splits, row_blocks * height, SPLITS=next_power(splits), ROWS=4
-    )
+    _row_factors[(padded // 4, sets)](totals, bases, factors, splits, padded, SPLITS=next_power(splits), ROWS=4)
     _mean_mass[(triton.cdiv(pages, together), len(wanted))](
         masses,
         factors,
@@ -126,13 +136,21 @@ def page_evidence(
         pages,
         splits,
         each * (width // size),
-        row_blocks * height,
+        padded,
         ROWS=next_power(rows),
         PAGES=together,
         WEIGHTED=weights is not None,
         num_warps=4,
     )
     return mean
+
+
+def _on_hopper(query: torch.Tensor, codes: torch.Tensor, wide: int) -> ModuleType | None:
+    """The kernel for Hopper GPUs, where it suits; imported only there, since older versions of Triton lack its language."""
+    if INTERPRETED or torch.cuda.get_device_capability(codes.device)[0] != 9:
+        return None
+    hopper = import_module("reattention_kernels.evidence.hopper_kernel")
+    return hopper if hopper.suits(query, codes, wide) else None
 
 
 @lru_cache(maxsize=64)
@@ -164,35 +182,21 @@ def _power(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _page_masses(
-    query,
-    key,
-    scale,
-    filled,
-    groups,
-    listed,
-    masses,
-    totals,
-    bases,
-    n_rows,
-    n_pages,
-    tiles_each,
-    sharpness,
-    key_group,
-    scale_group,
-    dim: tl.constexpr,
-    DIM: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIZE: tl.constexpr,
-    EVEN: tl.constexpr,
-    INDEXED: tl.constexpr,
-    AS_FLOAT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
+    query, key, scale, filled, groups, listed, masses, totals, bases,
+    n_rows, n_pages, tiles_each, sharpness, key_group, scale_group,
+    dim: tl.constexpr, DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    INDEXED: tl.constexpr, AS_FLOAT: tl.constexpr, AGAIN: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     PAGES: tl.constexpr = WIDTH // SIZE
     slots = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     padded = tl.num_programs(0) * HEIGHT
     own, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    at = (own * tl.num_programs(2) + split) * padded + slots
+    if AGAIN:
+        # Another kernel has counted: what is left are rows whose totals are too large.
+        left = tl.max((tl.load(totals + at) > LARGE).to(tl.int32), 0)
+        if left == 0:
+            return
     group = tl.load(groups + own).to(tl.int64)
     rows = tl.load(listed + own * n_rows + slots, mask=slots < n_rows, other=-1)
     dims, columns, of_tile = tl.arange(0, DIM), tl.arange(0, WIDTH), tl.arange(0, PAGES)
@@ -248,7 +252,6 @@ def _page_masses(
         high = (total > LARGE) & (passes < PASSES)
         again = tl.max(high.to(tl.int32), 0)
         base = tl.where(high, base + 110.0, base)
-    at = (own * tl.num_programs(2) + split) * padded + slots
     tl.store(totals + at, total)
     tl.store(bases + at, base)
 
@@ -262,24 +265,10 @@ def _count(filled, tile, of_tile, n_pages, PAGES: tl.constexpr):
 
 @triton.jit
 def _scores(
-    q,
-    key,
-    scale,
-    tile,
-    columns,
-    dims,
-    of_tile,
-    n_pages,
-    dim: tl.constexpr,
-    DIM: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAGES: tl.constexpr,
-    EVEN: tl.constexpr,
-    INDEXED: tl.constexpr,
-    AS_FLOAT: tl.constexpr,
-):
+    q, key, scale, tile, columns, dims, of_tile, n_pages,
+    dim: tl.constexpr, DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+    PAGES: tl.constexpr, EVEN: tl.constexpr, INDEXED: tl.constexpr, AS_FLOAT: tl.constexpr,
+):  # fmt: skip
     """Scores of a tile of keys by page, [HEIGHT, PAGES, SIZE]."""
     tokens = tile * WIDTH + columns
     if not EVEN:

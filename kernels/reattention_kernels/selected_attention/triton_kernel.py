@@ -28,17 +28,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _turned(
-    token,
-    position,
-    on,
-    cos,
-    sin,
-    stride,
-    n_positions,
-    HALF: tl.constexpr,
-    PAIRS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    token, position, on, cos, sin, stride, n_positions,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] float32 each."""
     if INTERLEAVED:
         # Loaded side by side, so that a load takes 16 bytes, and parted in registers.
@@ -122,8 +114,11 @@ def _attend_kernel(
     REPEATS: tl.constexpr, SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     REST: tl.constexpr, INTERLEAVED: tl.constexpr, SLIDING: tl.constexpr, SOFTCAP: tl.constexpr, INTERPRETED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one key-value head over every `splits`-th tile of its window."""
+    if OVERLAPPED:
+        tl.extra.cuda.gdc_launch_dependents()
     # The interpreter computes in numpy, which has no bfloat16: a dot of it would be garbage there.
     OPERAND: tl.constexpr = tl.float32 if INTERPRETED else query.dtype.element_ty
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -208,8 +203,14 @@ def _attend_kernel(
 
 
 @triton.jit(do_not_specialize=["splits", "n_rows"])
-def _merge_kernel(parts, lse, out, splits, n_rows, VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, MERGED: tl.constexpr):
+def _merge_kernel(
+    parts, lse, out, splits, n_rows,
+    VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, MERGED: tl.constexpr, OVERLAPPED: tl.constexpr,
+):  # fmt: skip
     """One row of the result from its parts, each weighted by the exponential of its log-sum-exp."""
+    if OVERLAPPED:
+        # Launched while the parts are still being computed: only their being there is waited for.
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     dim = tl.arange(0, VALUES)
     split = tl.arange(0, MERGED)
@@ -269,6 +270,12 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+@lru_cache
+def _overlaps(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one before it still runs (programmatic dependent launch)."""
+    return not INTERPRETED and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def _padded(dims: int) -> int:
     """The power of two that a dot takes `dims` dimensions in; 0 for none."""
     return max(16, next_power(dims)) if dims else 0
@@ -319,6 +326,7 @@ def attend_selected(
         parts = out.new_empty(splits, *out.shape, dtype=torch.float32)
         lse = out.new_empty(splits, batch, rows, heads, dtype=torch.float32)
     part_s, part_b, part_q, part_h, _ = parts.stride()
+    overlapped = splits > 1 and _overlaps(query.device)
     with torch.cuda.device_of(query):
         _attend_kernel[(n_programs, splits)](
             query, key_pages, value_pages, table.pages, table.starts, table.total, tail_key, tail_value,
@@ -329,9 +337,12 @@ def attend_selected(
             REPEATS=repeats, SIZE=size, BLOCK_M=tiles.rows, BLOCK_N=tiles.keys,
             DIM=dim, VALUE_DIM=values, VALUES=_padded(values), HALF=half, PAIRS=_padded(half),
             REST=_padded(dim - 2 * half), INTERLEAVED=interleaved, SLIDING=sliding_window or 0, SOFTCAP=softcap or 0.0,
-            INTERPRETED=INTERPRETED, num_warps=tiles.warps, num_stages=tiles.stages,
+            INTERPRETED=INTERPRETED, OVERLAPPED=overlapped, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
         if lse is not None:
             n_rows = batch * rows * heads
-            _merge_kernel[(n_rows,)](parts, lse, out, splits, n_rows, values, _padded(values), MERGED, num_warps=4)
+            _merge_kernel[(n_rows,)](
+                parts, lse, out, splits, n_rows, values, _padded(values), MERGED, overlapped,
+                num_warps=4, launch_pdl=overlapped,
+            )  # fmt: skip
     return out.transpose(1, 2)
