@@ -247,6 +247,24 @@ def test_pages_of_any_size(device: str, size: int) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("by_head", [False, True])
+def test_rows_of_a_batch_with_pages_of_their_own(device: str, by_head: bool, rows: int) -> None:
+    """Each row gives what it gives alone; one of them reads no page."""
+    chosen = torch.tensor(
+        [[[1, 3, -1, 5], [8, -1, 0, 4]], [[-1, -1, -1, -1], [-1, 7, 7, 0]], [[7, 2, 1, 0], [1, 0, 3, 6]]]
+    )
+    chosen = chosen if by_head else chosen[:, :1]
+    filled = filled_slots(9, 8).to(device)
+    given = window(device, batch=3, groups=2, repeats=3, rows=rows) | {"table": page_table(chosen.to(device), filled)}
+    ours = check("rows of their own", given)
+    for row in range(3):
+        alone = {n: given[n][row : row + 1] for n in ("query", "tail_key", "tail_value")}
+        table = page_table(chosen[row].to(device) if by_head else chosen[row, 0].to(device), filled)
+        assert_close("alone", ours[row : row + 1], exact(given | alone | {"table": table}), RATIO[torch.float32])
+
+
+@on_devices
 def test_heads_with_pages_of_their_own(device: str) -> None:
     chosen = [[0, 3, 6, 8, 5, 2], [7, -1, 1, -1, -1, -1], [-1, -1, -1, -1, -1, -1]]
     check("kernel", window(device, batch=2, groups=3, repeats=2, rows=4, chosen=chosen, tail=5, room=9))

@@ -32,7 +32,7 @@ def attend_selected(
 
     Args:
         query: [B, H, Q, D], un-rotated.
-        key_pages: [G, P, T, D], un-rotated, for all rows; query head h reads key-value head h // (H // G).
+        key_pages: [G, P, T, D], un-rotated, for all rows of the batch; query head h reads key-value head h // (H // G).
         value_pages: [G, P, T, Dv].
         table: the selected pages and how many of their slots are filled, see `page_table`; no other slot is read.
         tail_key: [B, G, M, D], un-rotated; M is room, of which `n_tail` tokens count.
@@ -55,40 +55,40 @@ def attend_selected(
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     device = query.device
 
-    pages = table.pages.expand(groups, -1).long()
-    total = table.total.expand(groups)
+    # Rows share their pages, [1, G, n], or have their own, [B, G, n].
+    pages, starts = (part[(None,) * (3 - part.dim())].expand(-1, groups, -1).long() for part in table[:2])
+    total = table.total.reshape(len(pages), -1).expand(-1, groups)
     slot, place = torch.arange(size, device=device), torch.arange(room, device=device)
-    starts = table.starts.expand(groups, -1)
-    filled = torch.cat([starts, total[:, None]], 1).diff()
+    filled = torch.cat([starts, total[..., None]], 2).diff()
     there = (pages >= 0)[..., None] & (slot < filled[..., None])
-    inside = torch.cat([there.flatten(1), (place < n_tail).expand(groups, -1)], 1)
-    position = torch.cat([(starts[..., None] + slot).flatten(1), total[:, None] + place], 1)
-    own = total[:, None] + n_tail - rows + torch.arange(rows, device=device)
+    inside = torch.cat([there.flatten(2), (place < n_tail).expand(*pages.shape[:2], -1)], 2)
+    position = torch.cat([(starts[..., None] + slot).flatten(2), total[..., None] + place], 2)
+    own = total[..., None] + n_tail - rows + torch.arange(rows, device=device)
 
     def window(in_pages: torch.Tensor, in_tail: torch.Tensor) -> torch.Tensor:
         """[B, G, W, D] from [G, P, T, D] and [B, G, M, D]; zeros where there is no token, whatever lies there."""
         group = torch.arange(groups, device=device)[:, None]
-        chosen = in_pages[group, pages.clamp(min=0)].flatten(1, 2).to(exact)
+        chosen = in_pages[group, pages.clamp(min=0)].flatten(2, 3).to(exact)
         tokens = torch.cat([chosen.expand(batch, -1, -1, -1), in_tail.to(exact)], 2)
         return tokens.masked_fill(~inside[..., None], 0.0)
 
     position = position.masked_fill(~inside, 0)
     key = _rotated(window(key_pages, tail_key), position, cos, sin, interleaved)
     grouped = query.to(exact).unflatten(1, (groups, -1))
-    grouped = _rotated(grouped, own[:, None], cos, sin, interleaved)
+    grouped = _rotated(grouped, own[:, :, None], cos, sin, interleaved)
     scores = grouped.flatten(2, 3) @ key.transpose(2, 3) * scaling
     scores = scores.unflatten(2, (-1, rows))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    seen = inside[:, None] & (position[:, None] <= own[..., None])
+    seen = inside[:, :, None] & (position[:, :, None] <= own[..., None])
     if sliding_window is not None:
-        seen &= position[:, None] > own[..., None] - sliding_window
-    scores = scores.masked_fill(~seen[:, None], float("-inf"))
+        seen &= position[:, :, None] > own[..., None] - sliding_window
+    scores = scores.masked_fill(~seen[:, :, None], float("-inf"))
     if sinks is not None:
         extra = sinks.to(exact).reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, extra], -1)
     # A query that sees nothing has NaN here.
-    weights = scores.softmax(-1)[..., : position.shape[1]].masked_fill(~seen[:, None], 0.0)
+    weights = scores.softmax(-1)[..., : position.shape[2]].masked_fill(~seen[:, :, None], 0.0)
     out = weights.flatten(2, 3) @ window(value_pages, tail_value)
     return out.reshape(batch, heads, rows, -1).to(tail_value.dtype)
 

@@ -110,7 +110,7 @@ def _attend_kernel(
     groups, rows, n_entries, n_positions, scaling,
     query_b, query_h, query_q, query_d, key_g, key_p, key_t, key_d, value_g, value_p, value_t, value_d,
     tail_key_b, tail_key_g, tail_key_m, tail_key_d, tail_value_b, tail_value_g, tail_value_m, tail_value_d,
-    out_s, out_b, out_h, out_q, table_g, total_g,
+    out_s, out_b, out_h, out_q, table_b, table_g, total_b, total_g,
     REPEATS: tl.constexpr, SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     REST: tl.constexpr, INTERLEAVED: tl.constexpr, SLIDING: tl.constexpr, SOFTCAP: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -132,7 +132,7 @@ def _attend_kernel(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     nth, head = row // REPEATS, group * REPEATS + row % REPEATS
     real = nth < rows
-    in_pages = tl.load(total + group * total_g)
+    in_pages = tl.load(total + batch * total_b + group * total_g)
     in_tail = tl.load(n_tail)
     own = in_pages + in_tail - rows + nth
 
@@ -161,7 +161,8 @@ def _attend_kernel(
     if SLIDING > 0:
         in_reach = in_pages + in_tail - rows + (tile * BLOCK_M) // REPEATS - SLIDING + 1
     n_slots = n_entries * SIZE
-    pages, starts = pages + group * table_g, starts + group * table_g
+    entries = batch * table_b + group * table_g
+    pages, starts = pages + entries, starts + entries
     page, place, position, inside = _look_up(pages, starts, split * BLOCK_N, n_entries, in_pages, SIZE, BLOCK_N)
     for begin in range(split * BLOCK_N, n_slots, splits * BLOCK_N):
         # The next tile is looked up now: its keys can then be asked for while this one is computed.
@@ -313,7 +314,6 @@ def attend_selected(
     n_entries, room = table.pages.shape[-1], tail_key.shape[2]
     half, repeats = cos.shape[1], heads // groups
     cos, sin = cos.contiguous(), sin.contiguous()
-    own_table, own_total = table.pages.dim() == 2, len(table.total) > 1
 
     tiles = tiles_for(rows * repeats, max(dim, values), query.element_size())
     n_programs = batch * groups * triton.cdiv(rows * repeats, tiles.rows)
@@ -333,7 +333,7 @@ def attend_selected(
             n_tail, cos, sin, sinks, parts, lse,
             groups, rows, n_entries, cos.shape[0], scaling,
             *query.stride(), *key_pages.stride(), *value_pages.stride(), *tail_key.stride(), *tail_value.stride(),
-            part_s, part_b, part_h, part_q, n_entries if own_table else 0, 1 if own_total else 0,
+            part_s, part_b, part_h, part_q, *table.steps(n_entries), *table.steps(1),
             REPEATS=repeats, SIZE=size, BLOCK_M=tiles.rows, BLOCK_N=tiles.keys,
             DIM=dim, VALUE_DIM=values, VALUES=_padded(values), HALF=half, PAIRS=_padded(half),
             REST=_padded(dim - 2 * half), INTERLEAVED=interleaved, SLIDING=sliding_window or 0, SOFTCAP=softcap or 0.0,
