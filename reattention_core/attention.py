@@ -145,7 +145,7 @@ def _attend_fused(
     pages, keys = layer.pages, layer.tail_keys.storage
     if pages.keys[layer.index].dtype != query.dtype or not fused(query.device):
         return None
-    n = len(selection.addresses) + layer.n_tail
+    n = selection.addresses.shape[-1] + layer.n_tail
     _check(n, cache)
     angles = site.rotation.angles(query, n)
     if angles is None:

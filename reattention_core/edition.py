@@ -99,7 +99,9 @@ class Edition:
         probe = self.probe(cancelled)
 
         def listen(passages: Sequence[torch.Tensor]) -> torch.Tensor:
-            return likelihood(self._attachment, self.pages, prompt.listened, prompt.words, passages, cancelled)
+            return likelihood(
+                self._attachment, self.pages, prompt.listened, prompt.words, passages, cancelled, self.graphs
+            )
 
         asking = slice(prompt.asking.start - prompt.told, prompt.asking.stop - prompt.told)
         return Question(

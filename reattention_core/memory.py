@@ -11,7 +11,7 @@ from reattention_core import cgroup
 from reattention_core.cache.layout import Layout
 from reattention_core.cache.pages import PAGE
 from reattention_core.errors import CapacityError, ContextTooLongError
-from reattention_core.graphs import LONGEST, MOST
+from reattention_core.graphs import LOGITS, LONGEST, MOST, ROWS
 from reattention_core.models.attach import Attachment
 from reattention_kernels.topk import WORKSPACE
 
@@ -109,12 +109,13 @@ def _asking_bytes(attachment: Attachment, n_pages: int) -> int:
     """What a question of LONGEST tokens takes on a GPU beside the pages, an estimate.
 
     Recall keeps the mass that each of a layer's rows gives each page, and with the corpus what an empty question gives
-    them. A recorded pass has a tail of its own; there may be `MOST` of both kinds.
+    them. A recorded pass has a tail of its own; there may be `MOST` that ask and answer, and twice as many that compare, most of
+    them ROWS texts of a page or two, with scores over the vocabulary.
     """
-    heads = [heads for heads, _ in attachment.query_shapes]
+    heads, itemsize = [heads for heads, _ in attachment.query_shapes], attachment.model.dtype.itemsize
     recall = 4 * n_pages * (max(heads) * LONGEST + sum(heads))
-    tails = 2 * MOST * LONGEST * attachment.per_token * attachment.model.dtype.itemsize
-    return recall + tails
+    tails = 2 * MOST * (LONGEST + 2 * ROWS * PAGE) * attachment.per_token * itemsize
+    return recall + tails + 2 * LOGITS * itemsize
 
 
 def free_bytes(device: torch.device) -> int:

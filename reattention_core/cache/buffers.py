@@ -5,6 +5,7 @@ itself may not move.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 
@@ -25,6 +26,7 @@ class BufferLayer(ContextLayer):
         like: a tensor of the tail's type and device.
         position: [n] int64, where the pass writes its n tokens.
         most: tokens the tail may have in any question, as far as attention must have angles for them.
+        rows: of the batch.
     """
 
     def __init__(
@@ -36,13 +38,20 @@ class BufferLayer(ContextLayer):
         like: torch.Tensor,
         position: torch.Tensor,
         most: int,
+        rows: int = 1,
     ) -> None:
         super().__init__(index, pages, room)
         groups, key_dim, value_dim = shape
         # Zeros, as nothing read by mistake may be NaN; full from the start, as its length is on the device alone.
-        self.tail_keys.append(like.new_zeros(1, groups, room, key_dim))
-        self.tail_values.append(like.new_zeros(1, groups, room, value_dim))
+        self.tail_keys.append(like.new_zeros(rows, groups, room, key_dim))
+        self.tail_values.append(like.new_zeros(rows, groups, room, value_dim))
         self._position, self._most = position, most
+
+    def elsewhere(self, position: torch.Tensor) -> "BufferLayer":
+        """The same tail for a pass that writes other positions [n]."""
+        other = copy(self)
+        other._position = position
+        return other
 
     @property
     def n_tail(self) -> int:
@@ -52,7 +61,7 @@ class BufferLayer(ContextLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the pass's keys and values [1, G, n, D] at its positions."""
+        """Store the pass's keys and values [B, G, n, D] at its positions."""
         self.is_initialized = True
         self.tail_keys.storage.index_copy_(2, self._position, key_states)
         self.tail_values.storage.index_copy_(2, self._position, value_states)
@@ -72,6 +81,7 @@ class BufferCache(ContextCache):
         room: tokens of the tail.
         position: [n] int64, where the pass writes its n tokens.
         count: [1] int32, tokens of the tail after the pass.
+        rows: of the batch, each with a tail of its own.
     """
 
     layers: list[BufferLayer]  # type: ignore[assignment]
@@ -87,12 +97,20 @@ class BufferCache(ContextCache):
         room: int,
         position: torch.Tensor,
         count: torch.Tensor,
+        rows: int = 1,
     ) -> None:
         super().__init__(0, reader, window, pages)
-        most = min(window, len(table.pages) * PAGE + room)
-        self.layers = [BufferLayer(i, pages, shape, room, like, position, most) for i, shape in enumerate(shapes)]
+        most = min(window, table.pages.shape[-1] * PAGE + room)
+        self.layers = [BufferLayer(i, pages, shape, room, like, position, most, rows) for i, shape in enumerate(shapes)]
         self._counted = count
         self.held = []
+
+    def elsewhere(self, position: torch.Tensor, count: torch.Tensor) -> "BufferCache":
+        """The same tails for a pass that writes other positions; arguments as above."""
+        other = copy(self)
+        other.layers = [layer.elsewhere(position) for layer in self.layers]
+        other._counted, other.held = count, []
+        return other
 
     def count(self, layer: ContextLayer) -> torch.Tensor:
         """Tokens of the tail, as the device knows them."""

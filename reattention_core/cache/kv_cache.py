@@ -207,7 +207,7 @@ class ContextCache(Cache):
     Attributes:
         widest: tokens of the widest window that attention has looked at so far.
         read: what attention read last.
-        stepped: tokens written since by a recorded pass, whose keys and values lie elsewhere (`graphs`).
+        stepped: tokens written by recorded passes, whose keys and values lie elsewhere (`graphs`).
         held: what a recorded pass reads beside this cache and must not be freed before it; None for a pass that is run.
     """
 
@@ -216,7 +216,7 @@ class ContextCache(Cache):
 
     def __init__(self, n_layers: int, reader: "Reader", window: int, pages: Pages | None = None, room: int = 0) -> None:
         super().__init__(layers=[ContextLayer(index, pages, room) for index in range(n_layers)])
-        self.reader, self.window, self.pages = reader, window, pages
+        self.reader, self.window, self.pages, self.room = reader, window, pages, room
         self.widest = self.stepped = 0
         self.read: Selection | None = None
         self._count: tuple[int, torch.Tensor] | None = None

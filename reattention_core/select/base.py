@@ -81,7 +81,8 @@ class Selection:
             each row's own, padded at the front with -1. Or [H, Q, n]: each head's and query's own tokens, itself last, rising,
             padded at the front with -1.
         tail_from: with addresses [n], the tail's tokens from this one on follow them, causally; with [B, n] the whole tail.
-        table: the same tokens as whole pages, where they are: a GPU then reads them where they lie, without a copy.
+        table: the same tokens as whole pages, where they are: a GPU then reads them where they lie, without a copy. With
+            addresses [B, n] it has pages of its own for each row, [B, 1, m].
     """
 
     addresses: torch.Tensor

@@ -58,29 +58,32 @@ class Settled(Reader):
     Args:
         selection: what every layer reads before its tail.
         evidence: [P] float32, how much each page was asked for, if the rule knows; the answer's sources come from it.
+
+    Attributes:
+        selection: the same.
     """
 
     settled = True
 
     def __init__(self, selection: Selection, evidence: torch.Tensor | None = None) -> None:
-        self._selection, self.evidence = selection, evidence
+        self.selection, self.evidence = selection, evidence
 
     def cited(self, most: int = 5) -> torch.Tensor:
         """Of the pages that are read, those with the most evidence, [n] int64, rising."""
         if self.evidence is None:
             return super().cited(most)
-        read: torch.Tensor = (self._selection.addresses // PAGE).unique()
+        read: torch.Tensor = (self.selection.addresses // PAGE).unique()
         read = read[self.evidence[read] > 0]
         best = read[self.evidence[read].topk(min(most, len(read))).indices]
         return best.sort().values
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
         """The selection."""
-        return self._selection
+        return self.selection
 
     def select_local(self, layer: ContextLayer, query: torch.Tensor, width: int) -> Selection:
         """The selection; the layer's own width is applied on top."""
-        return self._selection
+        return self.selection
 
 
 class Recording(Reader):

@@ -1,6 +1,8 @@
 """Pages read where they lie give what a gathered window gives; on a GPU recorded passes do, too."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.cache.layout import lay_out
 from reattention_core.cache.pages import Pages
 from reattention_core.models.attach import Attachment
-from reattention_core.select.base import Selection
+from reattention_core.select import Consensus
+from reattention_core.select.base import Head, Selection, Trusted
 from reattention_core.select.fixed import Settled
 from tests.core.families import FAMILIES, build
 
@@ -127,3 +130,59 @@ def test_recorded_passes_write_what_gathered_windows_write(
     assert len(set(answers)) == 1, answers
     assert all(found == evidence[0] for found in evidence), evidence
     assert answer.usage.completion_tokens == 24
+
+
+class Again:
+    """Stands for a CUDA graph: a replay runs the function anew, into what it gave when it was recorded."""
+
+    def __init__(self, run: Callable[[], Any], device: torch.device, pool: object = None) -> None:
+        self._run = run
+        run()
+        self.result = run()
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            new = self._run()
+            pairs = zip(self.result, new, strict=True) if isinstance(new, list) else [(self.result, new)]
+            for old, value in pairs:
+                old.copy_(value)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes are recorded on a CPU, with kernels in Triton's interpreter."""
+
+    def record(*args: Any) -> tuple[Again, Any]:
+        made = Again(*args)
+        return made, made.result
+
+    monkeypatch.setattr("reattention_core.passes.record", record)
+    monkeypatch.setattr("reattention_core.graphs.Graphs.possible", staticmethod(lambda pages: True))
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+    monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+
+
+def test_passes_that_are_replayed_give_what_passes_that_are_run_give(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    without_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Recall, comparison of documents alone and together, prompt and tokens; a second question replays the first's passes."""
+    monkeypatch.setattr("reattention_core.graphs.ROWS", 2)
+    # Examining all heads is not what is tested, and would take the interpreter minutes.
+    monkeypatch.setattr("reattention_core.trusted.examine", lambda engine: Trusted([Head(1, 0, 1.0)], 1))
+    questions, found = ["Where does the fox live?", "Who lives in the sea?"], []
+    for graphs in (False, True):
+        monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / str(graphs)))
+        with Engine(model, tokenizer, Config(cuda_graphs=graphs, stop=(), cache_dtype="float32")) as engine:
+            corpus = engine.ingest(["The fox lives in the wood.", "Seals: sea.", "Crows: roof."], progress=False)
+            for question in questions:
+                answer = corpus.ask(question, max_new_tokens=3, stop=(), strategy=Consensus(gain=0))
+                scores = [round(source.score, 3) for source in answer.sources]
+                found.append((answer.text, scores, answer.usage.window_tokens, answer.usage.completion_tokens))
+            recorded = corpus._asked().graphs
+            assert bool(recorded._comparisons) == bool(recorded._answers) == graphs
+            assert all(one._prompts for one in recorded._answers.values())
+    assert found[:2] == found[2:]
