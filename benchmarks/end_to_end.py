@@ -170,7 +170,7 @@ class Run:
             began = time.perf_counter()
             stream = corpus.stream(question, max_new_tokens=NEW_TOKENS, stop=())
             ticks = [time.perf_counter() for _ in stream]
-            each.append((since(began) - first) / (stream.answer.usage.completion_tokens - 1))
+            each.append((since(began) + began - ticks[0]) / (stream.answer.usage.completion_tokens - 1))
             gaps += [after - before for before, after in pairwise(ticks)]
             texts.append(stream.answer.text)
         between = f"{statistics.median(gaps) * 1e3:.2f} ms between pieces" if gaps else ""
@@ -186,7 +186,8 @@ class Run:
             same = Corpus(engine, corpus.name, corpus.pages, corpus.documents, corpus.mode)
             found = self._ask(same, GRAPHS, size)
         if texts is not None:
-            self._table.add(GRAPHS, size, "same text as without graphs", found == texts)
+            same = sum(one == other for one, other in zip(found, texts, strict=True))
+            self._table.add(GRAPHS, size, "same text as without graphs", float(same), f"answers of {len(texts)}")
 
     def _stock(self, size: int) -> None:
         """Full attention over a text of this size."""
@@ -225,7 +226,7 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def random_llama(quick: bool) -> PreTrainedModel:
+def random_llama(quick: bool, dtype: torch.dtype) -> PreTrainedModel:
     """A model of Llama-3.1-8B's shape with random weights; its vocabulary is the bundled tokenizer's 49,152, not 128,256."""
     shape: dict[str, Any] = {
         "hidden_size": 4096,
@@ -244,9 +245,7 @@ def random_llama(quick: bool) -> PreTrainedModel:
         tie_word_embeddings=False,
     )
     with DEVICE:
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.bfloat16 if CUDA else torch.float32
-        )
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     with torch.no_grad():
         # A trained model's proportions, roughly: the rounding errors of 32 layers drawn alike come near what attaching allows.
         model.model.embed_tokens.weight.mul_(50)
@@ -269,6 +268,7 @@ def main(
     store: Annotated[Path | None, typer.Option(help="Where corpora are saved for the time of the run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
+    exact: Annotated[bool, typer.Option("--exact", help="Weights in float32, so that little is rounded.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Toy sizes, for a CPU.")] = False,
 ) -> None:
     """Time reading, the first token and every further one, at growing corpus sizes."""
@@ -281,9 +281,9 @@ def main(
     file = result_file(out, "end_to_end", ".csv")
     tokenizer: PreTrainedTokenizerBase | None = None
     for name in models.split(","):
-        dtype = torch.bfloat16 if CUDA else torch.float32
+        dtype = torch.bfloat16 if CUDA and not exact else torch.float32
         if name == "8b":
-            model, tokenizer = random_llama(quick), tokenizer or load_tokenizer(bundled)
+            model, tokenizer = random_llama(quick, dtype), tokenizer or load_tokenizer(bundled)
         else:
             model, tokenizer = load(bundled, DEVICE, dtype)
         label = "toy" if quick and name == "8b" else name

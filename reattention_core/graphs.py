@@ -31,6 +31,9 @@ MOST = 4
 LONGEST = 256
 """Tokens of a question that a recorded pass runs; a longer one keeps the GPU busy without."""
 
+FEWEST = 8
+"""Pages that a recorded answer has places for at least."""
+
 ROWS = 16
 """Passages are compared this many at a time, or a multiple: a third of what a question compares on a GPU."""
 
@@ -102,7 +105,7 @@ class Graphs:
         Returns:
             [R] float32.
         """
-        room, entries = padded(len(ids)), 1 + (1 << (max(map(len, passages)) - 1).bit_length())
+        room, entries = padded(len(ids)), 1 + _power_of_two(max(map(len, passages)))
         if not self._useful or room > LONGEST or entries * PAGE + room > self._window or pages.below is not None:
             return None
         most = max(LOGITS // model.config.get_text_config().vocab_size // room // ROWS, 1) * ROWS
@@ -197,13 +200,15 @@ class Graphs:
         pages = cache.pages
         if not self._useful or pages is None or pages.below is not None:
             return None
+        # Answers that read about as many pages share their passes.
+        entries = max(FEWEST, _power_of_two(table.pages.shape[-1]))
         # What was recorded over pages that are no longer read holds them.
         self._answers = {shape: one for shape, one in self._answers.items() if shape[0] is pages}
 
         def record() -> Answering:
-            return Answering(model, forward, self._shapes, self._window, pages, table, room)
+            return Answering(model, forward, self._shapes, self._window, pages, table.widened(entries), room)
 
-        return self._kept(self._answers, (pages, len(table.pages), room), record)
+        return self._kept(self._answers, (pages, entries, room), record)
 
     def _kept(self, recorded: dict[Any, Pass], shape: Any, record: Callable[[], Pass], most: int = MOST) -> Pass | None:
         """The pass of a shape, recorded now if there is none; None where this model's passes cannot be recorded."""
@@ -223,3 +228,8 @@ class Graphs:
         """Record nothing any more: a pass that waits for the device (some mixtures of experts do) cannot be recorded."""
         logger.warning("running without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
         self._useful = False
+
+
+def _power_of_two(n: int) -> int:
+    """The least that is not below `n`."""
+    return 1 << (n - 1).bit_length()

@@ -34,7 +34,7 @@ class Answering:
         shapes: of its layers.
         window: tokens it was trained on.
         pages: what is read.
-        table: the pages that are read; only its length stays.
+        table: the pages that are read; only its length stays, and no answer may read more.
         room: tokens of the tail.
     """
 
@@ -90,7 +90,7 @@ class Answering:
 
     def _stand(self, table: PageTable, n: int) -> None:
         """These pages and a tail of `n` tokens are before the next step."""
-        for buffer, part in zip(self._table, table, strict=True):
+        for buffer, part in zip(self._table, table.widened(self._table.pages.shape[-1]), strict=True):
             buffer.copy_(part)
         self._position.fill_(n)
         self._count.fill_(n + 1)

@@ -30,7 +30,7 @@ WIDTH = 64
 """Keys of a tile."""
 STAGES = 4
 """Tiles that may be on their way or waiting to be read."""
-REGISTERS = 152
+REGISTERS = 160
 """Of each thread of a group, the fetching warp giving up its own."""
 PROGRAMS = 1056
 """The pages are shared among about this many programs, of which a multiprocessor runs one at a time."""

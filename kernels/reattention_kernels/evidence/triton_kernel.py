@@ -22,6 +22,8 @@ TILE = 128
 """Keys scored at a time."""
 PROGRAMS = 2112
 """The pages are shared among about this many programs: enough to fill a large GPU several times over."""
+AVERAGED = 64
+"""Pages whose masses a program averages at most."""
 LARGE = tl.constexpr(2.0**112)
 """Where a share's total is counted again from a higher base: totals of all shares must add up in float32."""
 PASSES = tl.constexpr(150)
@@ -86,7 +88,7 @@ def page_evidence(
     # Each program walks a share of the tiles, a power of two of them.
     programs = triton.cdiv(PROGRAMS, sets * row_blocks) if hopper is None else triton.cdiv(hopper.PROGRAMS, sets)
     each = max(2, next_power(triton.cdiv(tiles, programs)))
-    splits, together = triton.cdiv(tiles, each), min(64, each * (width // size))
+    splits, together = triton.cdiv(tiles, each), min(AVERAGED, each * (width // size))
     masses = torch.empty(sets, pages, padded, device=query.device)
     totals, bases = torch.empty(2, sets, splits, padded, device=query.device)
     sharpness = scaling * LOG2E
@@ -140,6 +142,7 @@ def page_evidence(
         ROWS=next_power(rows),
         PAGES=together,
         WEIGHTED=weights is not None,
+        ALIGNED=rows % 4 == 0,
         num_warps=4,
     )
     return mean
@@ -311,13 +314,15 @@ def _row_factors(totals, bases, factors, splits, padded, SPLITS: tl.constexpr, R
 @triton.jit
 def _mean_mass(
     masses, factors, places, weights, mean, n_rows, n_pages, splits, pages_each, padded,
-    ROWS: tl.constexpr, PAGES: tl.constexpr, WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr, PAGES: tl.constexpr, WEIGHTED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     pages = tl.program_id(0) * PAGES + tl.arange(0, PAGES)
     head = tl.program_id(1)
     own = tl.load(places + head * 2).to(tl.int64)
-    rows = tl.arange(0, ROWS)
-    slots = tl.load(places + head * 2 + 1) + rows
+    rows, slot = tl.arange(0, ROWS), tl.load(places + head * 2 + 1)
+    if ALIGNED:  # then four masses are loaded at a time
+        slot, n_rows = tl.multiple_of(slot, 4), tl.multiple_of(n_rows, 4)
+    slots = slot + rows
     inside = (pages < n_pages)[:, None] & (rows < n_rows)[None, :]
     mass = tl.load(masses + (own * n_pages + pages[:, None]) * padded + slots[None, :], mask=inside, other=0.0)
     # A program's pages all lie in one share.

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 
 class PageTable(NamedTuple):
@@ -27,6 +28,12 @@ class PageTable(NamedTuple):
         """
         rows, heads = (1, 1, *self.pages.shape[:-1])[-2:]
         return (heads * each if rows > 1 else 0), (each if heads > 1 else 0)
+
+    def widened(self, entries: int) -> "PageTable":
+        """The same window in a table of `entries` entries, the last ones padding."""
+        more = entries - self.pages.shape[-1]
+        behind = self.total.reshape(*self.starts.shape[:-1], 1).expand(*self.starts.shape[:-1], more)
+        return PageTable(pad(self.pages, (0, more), value=-1), torch.cat([self.starts, behind], -1), self.total)
 
 
 def page_table(pages: torch.Tensor, filled: torch.Tensor) -> PageTable:
