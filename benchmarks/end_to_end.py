@@ -277,6 +277,7 @@ def main(
     wanted = [400, 1200] if quick else sorted(int(size) for size in sizes.split(","))
     body, about = long_text(text)[: 20_000 if quick else None], stamp(commit)
     settings: dict[str, Any] = {"ingest_tokens": ingest_tokens} if ingest_tokens else {}
+    settings |= {"cache_dtype": "float32"} if exact else {}
     rows: list[Row] = []
     file = result_file(out, "end_to_end", ".csv")
     tokenizer: PreTrainedTokenizerBase | None = None

@@ -30,9 +30,9 @@ WIDTH = 64
 """Keys of a tile."""
 STAGES = 4
 """Tiles that may be on their way or waiting to be read."""
-REGISTERS = 160
+REGISTERS = 152
 """Of each thread of a group, the fetching warp giving up its own."""
-PROGRAMS = 1056
+PROGRAMS = 528
 """The pages are shared among about this many programs, of which a multiprocessor runs one at a time."""
 
 
