@@ -39,7 +39,8 @@ class Config(BaseModel):
 
     Attributes:
         strategy: the selection rule by name, for asking and for `joint` ingest; a call may name another.
-        sink: text whose first 32 tokens stand before every document (the attention sink, ReAttention's global part).
+        sink: text whose beginning stands before every document, 32 tokens with the blank line that closes it (the attention
+            sink, ReAttention's global part).
         question_form: what a question becomes; docs/quality.md has what other forms are worth.
         stop: strings that end an answer.
         max_new_tokens: tokens of an answer at most, unless a call says otherwise.

@@ -91,10 +91,13 @@ class Engine(Unpicklable):
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self.turns, self.tally = Turns(self.config.max_waiting), Tally()
-        self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[:PAGE]
+        # Behind a sentence that breaks off, a small model cannot read the first one of a document.
+        closing = self.tokens.encode("\n\n").ids
+        self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[: PAGE - len(closing)] + closing
         if len(self.sink) < PAGE:
             raise InvalidConfigError(
-                f"sink must give at least {PAGE} tokens with this tokenizer, got {len(self.sink)}: use a longer text"
+                f"sink must give at least {PAGE - len(closing)} tokens with this tokenizer, got "
+                f"{len(self.sink) - len(closing)}: use a longer text"
             )
         self._sink_page: Pages | None = None
         self.attachment, self.weights = Attachment(model), Unchanged(model)

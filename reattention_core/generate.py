@@ -66,6 +66,11 @@ class TextStream(BaseStreamer, StoppingCriteria):
         return len(self._ids)
 
     @property
+    def empty(self) -> bool:
+        """Whether no text has come yet."""
+        return not self._sent and not self._text()
+
+    @property
     def last(self) -> int:
         """The token drawn last."""
         return self._ids[-1]
@@ -145,7 +150,7 @@ def generate(
         chunk: tokens of the prompt that are run at a time.
         emit: called with every piece of text.
         cancelled: asked between tokens, and between chunks where `between` is not given.
-        trim: see `TextStream`.
+        trim: see `TextStream`; where nothing else rules the tokens, the text then does not end before it has begun.
         graphs: recorded passes to draw tokens with, or None to run each.
         constraint: what the tokens must follow.
         between: asked between chunks; see `Engine.busy`.
@@ -169,6 +174,8 @@ def generate(
     stream = TextStream(tokenizer, settings.stop, emit, cancelled, trim, constraint)
     held = [] if constraint is None else [constraint]
     masks: list[LogitsProcessor] = [Numbers(), *(one.mask for one in held)]
+    if trim and constraint is None:
+        masks.append(Begun(stream, _end_tokens(model)))
     penalty = settings.repetition_penalty or model.generation_config.repetition_penalty or 1.0
     if penalty != 1:
         masks.insert(1, Repetition(float(penalty), prompt[:, :whole]))
@@ -223,6 +230,24 @@ class Numbers(LogitsProcessor):
         return scores
 
 
+class Begun(LogitsProcessor):
+    """Does not let an answer end before it has begun: behind several documents a small model may say nothing at all.
+
+    Args:
+        stream: knows what has been said.
+        ends: tokens that end a text.
+    """
+
+    def __init__(self, stream: TextStream, ends: list[int]) -> None:
+        self._stream, self._ends = stream, ends
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores, where nothing was said without those of the ends."""
+        if not self._ends or not self._stream.empty:
+            return scores
+        return scores.index_fill(1, torch.tensor(self._ends, device=scores.device), -torch.inf)  # type: ignore[return-value]
+
+
 class Repetition(LogitsProcessor):
     """Makes what was said, or stands in the prompt, less likely: in the whole prompt, of which `generate` sees the end alone.
 
@@ -239,10 +264,11 @@ class Repetition(LogitsProcessor):
         return self._rule(torch.cat([self._before, input_ids], 1), scores)  # type: ignore[no-any-return]
 
 
-def _end_tokens(model: PreTrainedModel) -> list[int | None]:
+def _end_tokens(model: PreTrainedModel) -> list[int]:
     """The tokens at which the model itself ends a text."""
     end = model.generation_config.eos_token_id
-    return list(end) if isinstance(end, (list, tuple)) else [end]
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    return [one for one in ends if one is not None]
 
 
 class Worker:

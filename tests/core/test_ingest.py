@@ -276,7 +276,8 @@ def test_on_a_gpu_the_plan_knows_what_selecting_and_asking_take(
     on_cpu = working(few, torch.float32, 64, True)
     assert on_cpu == working(few, torch.float32, 64) == working(many, torch.float32, 64)
     monkeypatch.setattr(PreTrainedModel, "device", torch.device("cuda"))
-    assert working(few, torch.float32, 64, True) == on_cpu + WORKSPACE
+    assert working(few, torch.float32, 64, True) >= on_cpu + WORKSPACE
+    assert working(few, torch.float32, 64) < WORKSPACE
     heads = engine.attachment.query_shapes[0][0]
     assert working(many, torch.float32, 64) > 100_000 * heads * 256 * 4, "a question's masses"
 
