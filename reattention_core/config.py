@@ -8,10 +8,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from reattention_core.errors import InvalidConfigError
 
 SINK_TEXT = (
-    "The following documents belong together. Each one stands by itself, and all of them are true. Read them with care, "
-    "because questions about what they say will be asked at the end, one after another, and each must be answered "
-    "briefly and exactly from the documents.\n\n"
+    "The following documents are all true. Read them with care, because questions about what they say will be asked at the "
+    "end."
 )
+"""An instruction: noise in its place halves a small model's answers (docs/quality.md)."""
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -39,8 +39,8 @@ class Config(BaseModel):
 
     Attributes:
         strategy: the selection rule by name, for asking and for `joint` ingest; a call may name another.
-        sink: text whose beginning stands before every document, 32 tokens with the blank line that closes it (the attention
-            sink, ReAttention's global part).
+        sink: text that stands before every document (the attention sink, ReAttention's global part): as many whole sentences as
+            fit in 32 tokens, which line breaks fill up.
         question_form: what a question becomes; docs/quality.md has what other forms are worth.
         stop: strings that end an answer.
         max_new_tokens: tokens of an answer at most, unless a call says otherwise.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reattention_core.answer import Answer, AnswerStream, finish
 from reattention_core.cache.kept import Kept
-from reattention_core.cache.pages import PAGE, Pages
+from reattention_core.cache.pages import Pages
 from reattention_core.cache.prefix import PrefixTree
 from reattention_core.config import Config, Generation, checked
 from reattention_core.corpus import Corpus
@@ -36,6 +36,7 @@ from reattention_core.prompts import leading
 from reattention_core.reading import How, Mode, drafted, obtain
 from reattention_core.select import Selector, named
 from reattention_core.select.base import Trusted
+from reattention_core.sink import sink_ids
 from reattention_core.stats import Stats, Tally, measured
 from reattention_core.store import Store
 from reattention_core.structured.call_syntax import call_syntax
@@ -91,14 +92,7 @@ class Engine(Unpicklable):
         self.name = model.name_or_path or model.config.model_type
         self.tokens = PlainTokenizer(tokenizer, embedding_rows(model))
         self.turns, self.tally = Turns(self.config.max_waiting), Tally()
-        # Behind a sentence that breaks off, a small model cannot read the first one of a document.
-        closing = self.tokens.encode("\n\n").ids
-        self.sink = (leading(tokenizer) + self.tokens.encode(self.config.sink).ids)[: PAGE - len(closing)] + closing
-        if len(self.sink) < PAGE:
-            raise InvalidConfigError(
-                f"sink must give at least {PAGE - len(closing)} tokens with this tokenizer, got "
-                f"{len(self.sink) - len(closing)}: use a longer text"
-            )
+        self.sink = sink_ids(self.tokens, self.config.sink, leading(tokenizer))
         self._sink_page: Pages | None = None
         self.attachment, self.weights = Attachment(model), Unchanged(model)
         quarter = free_bytes(model.device) // 4

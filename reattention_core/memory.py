@@ -115,7 +115,7 @@ def _asking_bytes(attachment: Attachment, n_pages: int) -> int:
     heads, itemsize = [heads for heads, _ in attachment.query_shapes], attachment.model.dtype.itemsize
     recall = 4 * n_pages * (max(heads) * LONGEST + sum(heads))
     tails = 2 * MOST * (LONGEST + 2 * ROWS * PAGE) * attachment.per_token * itemsize
-    scores = min(LOGITS, 3 * ROWS * LONGEST * attachment.model.config.get_text_config().vocab_size)
+    scores: int = min(LOGITS, 3 * ROWS * LONGEST * attachment.model.config.get_text_config().vocab_size)
     return recall + tails + 2 * scores * itemsize
 
 

@@ -67,14 +67,14 @@ def share(value: str) -> str:
 
 def evidence() -> str:
     body = []
-    for row in rows("kernels_nvidia_h200", op="page_evidence", variant="exact"):
+    for row in rows("kernels_nvidia_h100_80gb_hbm3", op="page_evidence", variant="exact"):
         ratio = short(float(row["median_ms"]) / float(row["limit_ms"]), 2)
         body.append((shape(row), f"{int(row['N']):,}", short(row["median_ms"]), short(row["limit_ms"]), ratio))
     return markdown(["heads (key-value), D", "N", "ms", "time to read the keys once, ms", "ratio"], body)
 
 
 def attention() -> str:
-    found = rows("kernels_nvidia_h200", op="attend_selected")
+    found = rows("kernels_nvidia_h100_80gb_hbm3", op="attend_selected")
     body = []
     for row in beside([row for row in found if row["W"] != row["N"]], "H", "D", "W"):
         ours = row["attend_selected"]
@@ -86,8 +86,8 @@ def attention() -> str:
     return markdown(["heads (key-value), D", "W", "ms", *rivals, "time to read K and V once", "ratio"], body)
 
 
-def end_to_end(model: str, *last: tuple[str, str]) -> str:
-    found = rows("end_to_end_nvidia_h200", model=model)
+def end_to_end(gpu: str, model: str, *last: tuple[str, str]) -> str:
+    found = rows(f"end_to_end_{gpu}", model=model)
     values = {(row["system"], row["size"], row["metric"]): row["value"] for row in found}
     sizes = sorted({row["size"] for row in found if row["metric"] == "tokens read"}, key=int)
     plain, graphs = "reattention", "reattention, CUDA graphs"
@@ -113,8 +113,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "topk": topk,
     "evidence": evidence,
     "attention": attention,
-    "small": lambda: end_to_end("bundled", ("reattention, CUDA graphs", "peak of asking")),
-    "8b": lambda: end_to_end("8b", ("stock, full attention", "prefill · decode")),
+    "small": lambda: end_to_end("nvidia_h100_80gb_hbm3", "bundled", ("reattention, CUDA graphs", "peak of asking")),
+    "8b": lambda: end_to_end("nvidia_h200", "8b", ("stock, full attention", "prefill · decode")),
 }
 
 

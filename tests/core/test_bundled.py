@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reattention_bench.haystack import cut, document, hide, sentences
 from reattention_core import Config, Engine
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.models.attach import Attachment
@@ -46,6 +47,18 @@ def test_answers_from_a_document_with_its_source(engine: Engine, tmp_path: Path)
     assert "Ingrid Solheim" in answer.text
     assert answer.sources[0].title == "harbour"
     assert "Ingrid Solheim" in answer.sources[0].quote
+
+
+def test_a_passkey_in_the_first_sentence_of_a_document_is_read() -> None:
+    """As the lab hides it, in the third of three documents without titles; docs/quality.md says how far this holds."""
+    with Engine.from_pretrained(question_form="\n{question}", max_new_tokens=8) as engine:
+        parts = cut(sentences("noise", Path()), 1500, lambda text: len(engine.tokens.encode(text).ids))
+        for key in ("4463", "47896", "1519"):
+            needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+            hidden = hide(parts, [(0.5, needle)], lambda text: len(engine.tokens.encode(text).ids))
+            assert hidden[1].text.startswith("The pass key")
+            corpus = engine.ingest([document(0, parts[0]), hidden[1]], progress=False)
+            assert corpus.ask("What is the pass key? The pass key is").text.startswith(key)
 
 
 def passkey(tokens: int) -> tuple[str, str]:

@@ -50,6 +50,17 @@ def corpus(engine: Engine) -> Corpus:
 
 
 @pytest.fixture
+def first_drawn(corpus: Corpus) -> int:
+    """The token that an answer begins with."""
+    drawn: list[int] = []
+    model = corpus.engine.attachment.model
+    hook = model.register_forward_hook(lambda m, a, output: drawn.append(int(output.logits[0, -1].argmax())))
+    corpus.ask(QUESTION, max_new_tokens=1, stop=())
+    hook.remove()
+    return drawn[-1]
+
+
+@pytest.fixture
 def forwards(engine: Engine) -> list[int]:
     """Tokens of every forward pass that has ended, in order; while an answer is written, one pass is one token."""
     widths: list[int] = []
@@ -194,6 +205,15 @@ def test_the_end_token_ends_the_answer(engine: Engine) -> None:
     answer = engine.generate("hello", max_new_tokens=8)
     assert answer.usage.completion_tokens == 3
     assert answer.finish_reason == "stop"
+
+
+def test_an_answer_does_not_end_before_it_has_begun(corpus: Corpus, first_drawn: int) -> None:
+    """Though the model would end it at once; a text that it only continues may end so."""
+    engine = corpus.engine
+    engine.attachment.model.generation_config.eos_token_id = [first_drawn, engine.tokenizer.eos_token_id]
+    assert corpus.ask(QUESTION, max_new_tokens=8, stop=()).usage.completion_tokens > 1
+    end_token_after(engine, 1)
+    assert engine.generate("hello", max_new_tokens=8).usage.completion_tokens == 1
 
 
 def test_an_end_token_that_is_also_the_last_one_allowed_is_a_stop(engine: Engine) -> None:

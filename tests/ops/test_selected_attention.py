@@ -265,6 +265,16 @@ def test_rows_of_a_batch_with_pages_of_their_own(device: str, by_head: bool, row
 
 
 @on_devices
+@pytest.mark.parametrize("chosen", [[1, 3, -1, 5], [[8, -1, 0], [-1, 4, 2]]], ids=["shared", "by head"])
+def test_a_widened_table_is_the_same_window(device: str, chosen: list[Any]) -> None:
+    filled = filled_slots(9, 8).to(device)
+    given = window(device, batch=1, groups=2, repeats=3, rows=2)
+    table = page_table(torch.tensor(chosen, device=device), filled)
+    ours = check("widened", given | {"table": table.widened(8)})
+    assert_close("as it was", ours, exact(given | {"table": table}), RATIO[torch.float32])
+
+
+@on_devices
 def test_heads_with_pages_of_their_own(device: str) -> None:
     chosen = [[0, 3, 6, 8, 5, 2], [7, -1, 1, -1, -1, -1], [-1, -1, -1, -1, -1, -1]]
     check("kernel", window(device, batch=2, groups=3, repeats=2, rows=4, chosen=chosen, tail=5, room=9))
