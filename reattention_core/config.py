@@ -58,8 +58,8 @@ class Config(BaseModel):
         host_bytes: memory of the host for keys and values of corpora, in the same way. A CPU has a host tier only where
             `device_bytes` is set.
         max_waiting: requests that may wait for the model at a time; one more is refused.
-        cuda_graphs: on a GPU, answers over a corpus are written by replaying a recorded pass, which is several times quicker;
-            for models whose weights and cached keys are of one type.
+        cuda_graphs: on a GPU, passages are compared and answers written by replaying recorded passes, which is several times
+            quicker; for models whose weights and cached keys are of one type. A question of a new shape records first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
