@@ -170,7 +170,7 @@ class Run:
             began = time.perf_counter()
             stream = corpus.stream(question, max_new_tokens=NEW_TOKENS, stop=())
             ticks = [time.perf_counter() for _ in stream]
-            each.append((since(began) + began - ticks[0]) / (stream.answer.usage.completion_tokens - 1))
+            each.append(since(ticks[0]) / (stream.answer.usage.completion_tokens - 1))
             gaps += [after - before for before, after in pairwise(ticks)]
             texts.append(stream.answer.text)
         between = f"{statistics.median(gaps) * 1e3:.2f} ms between pieces" if gaps else ""
@@ -186,8 +186,8 @@ class Run:
             same = Corpus(engine, corpus.name, corpus.pages, corpus.documents, corpus.mode)
             found = self._ask(same, GRAPHS, size)
         if texts is not None:
-            same = sum(one == other for one, other in zip(found, texts, strict=True))
-            self._table.add(GRAPHS, size, "same text as without graphs", float(same), f"answers of {len(texts)}")
+            alike = sum(one == other for one, other in zip(found, texts, strict=True))
+            self._table.add(GRAPHS, size, "same text as without graphs", float(alike), f"answers of {len(texts)}")
 
     def _stock(self, size: int) -> None:
         """Full attention over a text of this size."""

@@ -22,6 +22,7 @@ from reattention_core.passes import Answering, Asking, Comparing, padded
 from reattention_core.select.base import Probed
 from reattention_core.select.fixed import Settled
 from reattention_kernels import PageTable, fused
+from reattention_kernels.launch import next_power
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Graphs:
         Returns:
             [R] float32.
         """
-        room, entries = padded(len(ids)), 1 + _power_of_two(max(map(len, passages)))
+        room, entries = padded(len(ids)), 1 + next_power(max(map(len, passages)))
         if not self._useful or room > LONGEST or entries * PAGE + room > self._window or pages.below is not None:
             return None
         most = max(LOGITS // model.config.get_text_config().vocab_size // room // ROWS, 1) * ROWS
@@ -201,7 +202,7 @@ class Graphs:
         if not self._useful or pages is None or pages.below is not None:
             return None
         # Answers that read about as many pages share their passes.
-        entries = max(FEWEST, _power_of_two(table.pages.shape[-1]))
+        entries = max(FEWEST, next_power(table.pages.shape[-1]))
         # What was recorded over pages that are no longer read holds them.
         self._answers = {shape: one for shape, one in self._answers.items() if shape[0] is pages}
 
@@ -228,8 +229,3 @@ class Graphs:
         """Record nothing any more: a pass that waits for the device (some mixtures of experts do) cannot be recorded."""
         logger.warning("running without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
         self._useful = False
-
-
-def _power_of_two(n: int) -> int:
-    """The least that is not below `n`."""
-    return 1 << (n - 1).bit_length()

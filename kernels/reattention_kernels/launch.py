@@ -13,7 +13,7 @@ SPARE = 4096
 
 
 def next_power(n: int) -> int:
-    """The smallest power of two that is at least `n`: what Triton's blocks must measure."""
+    """The smallest power of two that is at least `n`: what Triton's blocks must measure, and what sizes are rounded to."""
     return 1 << max(n - 1, 0).bit_length()
 
 

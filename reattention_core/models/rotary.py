@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from reattention_core.positions import Rotation
+from reattention_kernels.launch import next_power
 
 APPLY = re.compile(r"^apply_\w*rot\w*$")
 """Names under which transformers' modelling files define the function that rotates queries and keys."""
@@ -58,7 +59,7 @@ class StandIn:
         table = self._tables.get(key)
         if table is not None and table[0].shape[1] >= n and self._fixed:
             return table
-        length = 1 << (n - 1).bit_length() if self._fixed else n
+        length = next_power(n) if self._fixed else n
         with torch.inference_mode(False), torch.no_grad():  # a pass with gradients may be the next to use it
             like = torch.empty(0, dtype=x.dtype, device=x.device)
             found = self._forward(like, torch.arange(length, device=x.device)[None], *args, **kwargs)

@@ -17,6 +17,7 @@ from reattention_core.cache.kv_cache import ContextLayer
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import InvalidRequestError
 from reattention_kernels import PageTable, page_table
+from reattention_kernels.launch import next_power
 
 
 class Probed(NamedTuple):
@@ -98,7 +99,7 @@ class Selection:
             chosen: page numbers [n] int64, in reading order.
         """
         # Padded to a power of two, so that tables of about the same length are read by the same launch.
-        padding = (1 << max(len(chosen) - 1, 0).bit_length()) - len(chosen)
+        padding = next_power(len(chosen)) - len(chosen)
         padded = torch.nn.functional.pad(chosen, (0, padding), value=-1)
         return cls(pages.addresses_of(chosen), table=page_table(padded, pages.filled))
 

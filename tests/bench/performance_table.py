@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
+H100, H200 = "nvidia_h100_80gb_hbm3", "nvidia_h200"
 END = "<!-- end of table -->"
 TABLE = re.compile(r"(<!-- table (\S+): written by make performance-table -->\n)(.*?)" + END, re.DOTALL)
 
@@ -49,7 +50,7 @@ def beside(found: list[Row], *keys: str) -> list[dict[str, Row]]:
 
 
 def topk() -> str:
-    found = rows("kernels_nvidia_h100_80gb_hbm3", op="select_topk", keys="iid")
+    found = rows(f"kernels_{H100}", op="select_topk", keys="iid")
     body = []
     for row in beside(found, "H", "D", "Q", "N"):
         ours, published = row["exact"], short(row["one_per_block"]["median_ms"])
@@ -67,14 +68,14 @@ def share(value: str) -> str:
 
 def evidence() -> str:
     body = []
-    for row in rows("kernels_nvidia_h100_80gb_hbm3", op="page_evidence", variant="exact"):
+    for row in rows(f"kernels_{H100}", op="page_evidence", variant="exact"):
         ratio = short(float(row["median_ms"]) / float(row["limit_ms"]), 2)
         body.append((shape(row), f"{int(row['N']):,}", short(row["median_ms"]), short(row["limit_ms"]), ratio))
     return markdown(["heads (key-value), D", "N", "ms", "time to read the keys once, ms", "ratio"], body)
 
 
 def attention() -> str:
-    found = rows("kernels_nvidia_h100_80gb_hbm3", op="attend_selected")
+    found = rows(f"kernels_{H100}", op="attend_selected")
     body = []
     for row in beside([row for row in found if row["W"] != row["N"]], "H", "D", "W"):
         ours = row["attend_selected"]
@@ -113,8 +114,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "topk": topk,
     "evidence": evidence,
     "attention": attention,
-    "small": lambda: end_to_end("nvidia_h100_80gb_hbm3", "bundled", ("reattention, CUDA graphs", "peak of asking")),
-    "8b": lambda: end_to_end("nvidia_h200", "8b", ("stock, full attention", "prefill · decode")),
+    "small": lambda: end_to_end(H100, "bundled", ("reattention, CUDA graphs", "peak of asking")),
+    "8b": lambda: end_to_end(H200, "8b", ("stock, full attention", "prefill · decode")),
 }
 
 

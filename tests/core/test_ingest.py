@@ -112,7 +112,7 @@ def test_documents_of_unequal_length_read_together_have_the_keys_of_each_read_al
     assert max(shape[0] for shape in passes) == len(TEXTS)
     for number, text in enumerate(TEXTS):
         alone = engine.ingest(text, progress=False)
-        assert worst(keys_and_values(together, number), keys_and_values(alone, 0)) < 3e-5
+        assert worst(keys_and_values(together, number), keys_and_values(alone, 0)) < 1e-5
 
 
 def test_a_document_longer_than_reach_has_the_same_keys_whatever_it_is_read_with(
@@ -124,14 +124,14 @@ def test_a_document_longer_than_reach_has_the_same_keys_whatever_it_is_read_with
     for number, text in enumerate(texts):
         assert together.documents[number].n_tokens > 64
         alone = short.ingest(text, progress=False)
-        assert worst(keys_and_values(together, number), keys_and_values(alone, 0)) < 3e-5
+        assert worst(keys_and_values(together, number), keys_and_values(alone, 0)) < 1e-5
 
 
 def test_a_document_does_not_see_the_others(engine: Engine) -> None:
     first = engine.ingest(TEXTS, progress=False)
     changed = engine.ingest([text_of(40, 99), *TEXTS[1:-1], text_of(200, 98)], progress=False)
     for number in range(1, len(TEXTS) - 1):
-        assert worst(keys_and_values(first, number), keys_and_values(changed, number)) < 3e-5
+        assert worst(keys_and_values(first, number), keys_and_values(changed, number)) < 1e-5
 
 
 @pytest.mark.parametrize("batch", [32, 200, 100_000])
@@ -144,7 +144,7 @@ def test_how_many_documents_are_read_at_once_changes_nothing(
         for number, document in enumerate(corpus.documents):
             ids = engine.tokens.encode_documents([document.document])[0].ids
             expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
-            assert worst(keys_and_values(corpus, number), expected) < 3e-5
+            assert worst(keys_and_values(corpus, number), expected) < 1e-5
 
 
 def test_a_document_within_reach_is_read_by_one_plain_pass_behind_the_sink(engine: Engine) -> None:
@@ -154,13 +154,13 @@ def test_a_document_within_reach_is_read_by_one_plain_pass_behind_the_sink(engin
     assert 240 < document.n_tokens <= 480
     ids = engine.tokens.encode_documents([document.document])[0].ids
     expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
-    assert worst(keys_and_values(corpus, 0), expected) < 3e-5
+    assert worst(keys_and_values(corpus, 0), expected) < 1e-5
 
 
 def test_the_first_page_is_the_sink_read_by_itself(engine: Engine) -> None:
     pages = engine.ingest(TEXTS, progress=False).pages
     sink = [layer[:, 0] for layer in (*pages.keys, *pages.values)]
-    assert worst(sink, plain_forward(engine, engine.sink)) < 3e-5
+    assert worst(sink, plain_forward(engine, engine.sink)) < 1e-5
     assert pages.filled[0] == PAGE
 
 
@@ -182,7 +182,7 @@ def test_a_long_document_is_read_at_positions_inside_the_window(
     assert max(ends) == PAGE + 64
     ids = short.tokens.encode_documents([document.document])[0].ids
     near = [x[:, PAGE:] for x in plain_forward(short, short.sink + ids[:64])]
-    assert worst([x[:, :64] for x in keys_and_values(corpus, 0)], near) < 3e-5
+    assert worst([x[:, :64] for x in keys_and_values(corpus, 0)], near) < 1e-5
     assert all(layer.isfinite().all() for layer in keys_and_values(corpus, 0))
     assert corpus.pages.filled.sum() == PAGE + document.n_tokens
     assert corpus.ask("What is the warranty period?").text
@@ -207,7 +207,7 @@ def test_joint_documents_that_fit_the_window_are_read_by_one_plain_pass(engine: 
     assert len(ids) <= 448
     expected = [x[:, PAGE:] for x in plain_forward(engine, engine.sink + ids)]
     ours = [keys_and_values(corpus, number) for number in range(len(TEXTS))]
-    assert worst([torch.cat(layer, 1) for layer in zip(*ours, strict=True)], expected) < 3e-5
+    assert worst([torch.cat(layer, 1) for layer in zip(*ours, strict=True)], expected) < 1e-5
 
 
 def test_joint_documents_see_earlier_ones_and_not_later_ones(engine: Engine) -> None:
@@ -216,7 +216,7 @@ def test_joint_documents_see_earlier_ones_and_not_later_ones(engine: Engine) -> 
         for order in ((2, 3, 4), (1, 3, 4), (2, 3))
     }
     third = {order: keys_and_values(corpus, 1) for order, corpus in read.items()}
-    assert worst(third[2, 3, 4], third[2, 3]) < 3e-5
+    assert worst(third[2, 3, 4], third[2, 3]) < 1e-5
     assert worst(third[2, 3, 4], third[1, 3, 4]) > 1e-3
 
 
@@ -229,7 +229,11 @@ def test_joint_documents_beyond_the_window_are_read_and_can_be_asked(engine: Eng
     assert 0 < answer.usage.window_tokens <= engine.window
 
 
-def test_what_longheads_keeps_of_a_document_does_not_depend_on_the_others(engine: Engine) -> None:
+def test_what_longheads_keeps_of_a_document_does_not_depend_on_the_others(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    # How much is rounded depends on what the sink says; with this one it stays within the bound.
+    engine = Engine(model, tokenizer, Config(sink="Read.", cache_dtype="float32"), tmp_path)
     together = engine.ingest(TEXTS, strategy="longheads", progress=False).pages
     chunks = together.chunks(together.summary_size)
     rule = LongHeads.for_window(engine.window)
@@ -237,7 +241,7 @@ def test_what_longheads_keeps_of_a_document_does_not_depend_on_the_others(engine
         alone = engine.ingest(TEXTS[number], strategy=rule, progress=False).pages
         for ours, own in zip(together.summaries, alone.summaries, strict=True):
             first = int(chunks[start // PAGE])
-            assert (ours[:, first : first + own.shape[1] - 1] - own[:, 1:]).abs().max() < 3e-5
+            assert (ours[:, first : first + own.shape[1] - 1] - own[:, 1:]).abs().max() < 1e-5
 
 
 def test_what_cannot_fit_is_refused_before_the_first_forward_pass(
@@ -276,8 +280,7 @@ def test_on_a_gpu_the_plan_knows_what_selecting_and_asking_take(
     on_cpu = working(few, torch.float32, 64, True)
     assert on_cpu == working(few, torch.float32, 64) == working(many, torch.float32, 64)
     monkeypatch.setattr(PreTrainedModel, "device", torch.device("cuda"))
-    assert working(few, torch.float32, 64, True) >= on_cpu + WORKSPACE
-    assert working(few, torch.float32, 64) < WORKSPACE
+    assert working(few, torch.float32, 64, True) == on_cpu + WORKSPACE
     heads = engine.attachment.query_shapes[0][0]
     assert working(many, torch.float32, 64) > 100_000 * heads * 256 * 4, "a question's masses"
 
