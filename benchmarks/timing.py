@@ -24,6 +24,8 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 FEWEST, MOST = 5, 200
 """Runs of one measurement."""
+LONG = 5.0
+"""Milliseconds of a call beside which its launches do not count."""
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -93,10 +95,10 @@ def timed(calls: Sequence[Call], seconds: float = 0.4) -> Times:
 def timed_in_graph(calls: Sequence[Call], seconds: float = 0.4) -> Times:
     """Time of one call inside a CUDA graph of many, so that launches are not what is measured.
 
-    Without a GPU, and where the calls cannot be captured, the eager time stands for both; `how` says so.
+    Without a GPU, where the calls cannot be captured, and for LONG calls, the eager time stands for both; `how` says so.
     """
     eager = timed(calls, seconds / 2)
-    if not CUDA:
+    if not CUDA or eager.median > LONG:
         return eager
     many = [calls[i % len(calls)] for i in range(max(len(calls), 32))]
     graph = torch.cuda.CUDAGraph()

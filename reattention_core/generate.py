@@ -29,6 +29,8 @@ from reattention_core.graphs import Graphs
 from reattention_core.prefill import Cancelled, prefill, running
 from reattention_core.structured.constraint import Constraint
 
+BLANK_LINE = "\n\n"
+
 
 class TextStream(BaseStreamer, StoppingCriteria):
     """Turns tokens into text as they come, and says when a stop string ends it.
@@ -40,7 +42,8 @@ class TextStream(BaseStreamer, StoppingCriteria):
         stop: strings that end the text; not part of it.
         emit: called with every new piece.
         cancelled: asked after every token.
-        trim: leave out white space at the beginning and end, and do not look for stop strings in it.
+        trim: leave out white space at the beginning and end, and do not look for stop strings in it; nor does a blank line end
+            a text behind a colon, which announces more ("The answer is:").
         constraint: what the tokens follow; control tokens that it allows are text then.
     """
 
@@ -82,7 +85,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
             return
         self._ids += value.flatten().tolist()
         text = self._text()
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [at for at in (self._find(text, stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
             self._send(text[: min(found)])
@@ -107,6 +110,13 @@ class TextStream(BaseStreamer, StoppingCriteria):
             ids = [index for index in ids if index not in self._constraint.ends]
         text = self._tokenizer.decode(ids, skip_special_tokens=free, clean_up_tokenization_spaces=False)
         return str(text).lstrip() if self._trim else str(text)
+
+    def _find(self, text: str, stop: str) -> int:
+        """Where a stop string ends the text, -1 where it does not."""
+        at = text.find(stop)
+        while self._trim and stop == BLANK_LINE and at >= 0 and text[:at].rstrip().endswith(":"):
+            at = text.find(stop, at + 1)
+        return at
 
     def _held_back(self, text: str) -> int:
         """Characters at the end that may be the beginning of a stop string."""

@@ -36,7 +36,7 @@ FEWEST = 8
 """Pages that a recorded answer has places for at least."""
 
 ROWS = 16
-"""Passages are compared this many at a time, or a multiple: a third of what a question compares on a GPU."""
+"""Passages are compared this many at a time, or a multiple: what a question compares on a GPU is one, and a third of that."""
 
 LOGITS = 2**28
 """Scores over the vocabulary that exist at once while passages are compared, as far as one lot of ROWS allows."""

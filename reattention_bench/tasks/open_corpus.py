@@ -3,7 +3,7 @@
 A corpus is two files of the data folder: NAME.corpus.jsonl with {doc_id, title, text} and NAME.questions.jsonl with
 {qid, question, answers, gold_doc_ids}. Evidence recall asks that all gold documents are among the first k; answers are
 scored by containment, SQuAD's F1 and exact match. Questions that contain their answer (many comparisons do) count for
-recall alone. The form is the engine's own, without solved examples: behind three of them a small model answers with theirs
+recall alone. Form and ends of an answer are the engine's own, without solved examples: behind three of them a small model answers with theirs
 (docs/quality.md).
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from reattention_bench.case import Case, Group, Size, split_of
 from reattention_bench.metrics import contains, exact_match, normalise, token_f1
 from reattention_bench.tasks.base import Task
+from reattention_core.config import Config
 from reattention_core.documents import Document
 from reattention_core.errors import InvalidRequestError
 from reattention_core.tokens import PlainTokenizer
@@ -23,7 +24,7 @@ from reattention_core.tokens import PlainTokenizer
 class OpenCorpus(Task):
     """See the top of this file."""
 
-    max_new_tokens = 24
+    stop = Config().stop
 
     def groups(self, size: Size, tokens: PlainTokenizer) -> list[Group]:
         """One group: the corpus with all its questions, or as many as `draws` says, drawn at random."""
