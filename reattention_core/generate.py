@@ -114,7 +114,7 @@ class TextStream(BaseStreamer, StoppingCriteria):
     def _find(self, text: str, stop: str) -> int:
         """Where a stop string ends the text, -1 where it does not."""
         at = text.find(stop)
-        while self._trim and stop == BLANK_LINE and at >= 0 and text[:at].rstrip().endswith(":"):
+        while self._trim and stop == BLANK_LINE and at >= 0 and _announces(text[:at]):
             at = text.find(stop, at + 1)
         return at
 
@@ -133,6 +133,12 @@ class TextStream(BaseStreamer, StoppingCriteria):
         if len(text) > self._sent:
             self._emit(text[self._sent :])
             self._sent = len(text)
+
+
+def _announces(text: str) -> bool:
+    """Whether a text ends with a line that announces more, and was not said before: what is repeated leads nowhere."""
+    line = text.rstrip().rpartition("\n")[2]
+    return line.endswith(":") and text.count(line) == 1
 
 
 def generate(

@@ -3,8 +3,8 @@
 A corpus is two files of the data folder: NAME.corpus.jsonl with {doc_id, title, text} and NAME.questions.jsonl with
 {qid, question, answers, gold_doc_ids}. Evidence recall asks that all gold documents are among the first k; answers are
 scored by containment, SQuAD's F1 and exact match. Questions that contain their answer (many comparisons do) count for
-recall alone. Form and ends of an answer are the engine's own, without solved examples: behind three of them a small model answers with theirs
-(docs/quality.md).
+recall alone. Form and ends of an answer are the engine's own, without solved examples: behind three of them a small model
+answers with theirs (docs/quality.md).
 """
 
 import json

@@ -115,7 +115,7 @@ def test_a_rule_over_a_corpus(lab: Lab, label: str) -> None:
     assert rule is not None
     lab.corpus = lab.engine.ingest(DOCUMENTS, progress=False)
     answered = made.answer(lab, CASE)
-    direct = lab.corpus.ask(CASE.question, strategy=rule, max_new_tokens=24, stop=("\n",))
+    direct = lab.corpus.ask(CASE.question, strategy=rule, max_new_tokens=32)
     assert (answered.text, answered.tokens) == (direct.text, direct.usage.window_tokens)
     if label == "consensus":
         assert answered.ranked is not None

@@ -147,6 +147,8 @@ def test_a_blank_line_behind_a_colon_does_not_end_an_answer(cuts: set[int]) -> N
     assert "".join(streamed(ids, ["\n\n"], trim=True)[0]) == "The answer is:\n\n\nParis."
     assert "".join(streamed(ids, ["\n\n"])[0]) == "The answer is:"
     assert "".join(streamed(ids, ["\n"], trim=True)[0]) == "The answer is:"
+    again = split_into_tokens("The answer is:\n\n" * 3, cuts)
+    assert "".join(streamed(again, ["\n\n"], trim=True)[0]) == "The answer is:\n\nThe answer is:"
 
 
 def test_a_character_that_never_ends_is_replaced_once_and_only_at_the_end() -> None:
