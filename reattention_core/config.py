@@ -42,7 +42,7 @@ class Config(BaseModel):
         sink: text that stands before every document (the attention sink, ReAttention's global part): as many whole sentences as
             fit in 32 tokens, which line breaks fill up.
         question_form: what a question becomes; docs/quality.md has what other forms are worth.
-        stop: strings that end an answer.
+        stop: strings that end an answer; a blank line does not where the line before it announces more by a colon.
         max_new_tokens: tokens of an answer at most, unless a call says otherwise.
         cache_dtype: type of cached keys and values; `auto` is the model's, or bfloat16 for a float32 model.
         reach: newest tokens of its own document that a chunk of it sees in `independent` ingest, besides the sink; half of
