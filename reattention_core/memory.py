@@ -110,12 +110,12 @@ def _asking_bytes(attachment: Attachment, n_pages: int) -> int:
 
     Recall keeps the mass that each of a layer's rows gives each page, and with the corpus what an empty question gives
     them. A recorded pass has a tail of its own; there may be `MOST` that ask and answer, and twice as many that compare, most of
-    them ROWS texts of a page or two, with scores over the vocabulary.
+    them two or six times ROWS texts of a page, with scores over the vocabulary.
     """
     heads, itemsize = [heads for heads, _ in attachment.query_shapes], attachment.model.dtype.itemsize
     recall = 4 * n_pages * (max(heads) * LONGEST + sum(heads))
-    tails = 2 * MOST * (LONGEST + 2 * ROWS * PAGE) * attachment.per_token * itemsize
-    scores: int = min(LOGITS, 3 * ROWS * LONGEST * attachment.model.config.get_text_config().vocab_size)
+    tails = 2 * MOST * (LONGEST + 4 * ROWS * PAGE) * attachment.per_token * itemsize
+    scores: int = min(LOGITS, 6 * ROWS * LONGEST * attachment.model.config.get_text_config().vocab_size)
     return recall + tails + 2 * scores * itemsize
 
 
