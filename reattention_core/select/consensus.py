@@ -15,7 +15,7 @@ from pydantic import Field
 
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.errors import ContextTooLongError
-from reattention_core.select.base import Context, Question, Reader, Selection, Selector
+from reattention_core.select.base import Context, Head, Question, Reader, Selection, Selector
 from reattention_core.select.closeness import closeness, rarity
 from reattention_core.select.fixed import Everything, Settled
 from reattention_core.select.passages import Passages
@@ -171,7 +171,7 @@ class Consensus(Selector):
     ) -> tuple[torch.Tensor, _Candidates]:
         """Evidence of every page [P], none of it nothing but the sink's, and the passages that are compared, best first."""
         trusted, asked = question.trusted(), question.probe(question.ids, question.asking)
-        recalled = recall(pages, question, asked.queries, scaling, trusted.heads[: self.heads]).cpu()
+        recalled = self.recalled(pages, question, asked.queries, scaling, trusted.heads[: self.heads]).cpu()
         recalled[1:] = recalled[1:].clamp(min=FAINT) * (pages.filled[1:].cpu() > 0)
         same, close = (
             passages.most(closeness(pages, asked.values[layer][:, question.wording], layer))[:, 1:].cpu()
@@ -185,6 +185,17 @@ class Consensus(Selector):
             most = COMPARED.get(pages.filled.device.type, COMPARED["cuda"])
         best = every.support().sort(descending=True, stable=True).indices[: most or None]
         return recalled, _Candidates(every.order[best], every.evidence[best], close[:, best], every.rare)
+
+    def recalled(
+        self,
+        pages: Pages,
+        question: Question,
+        queries: Sequence[torch.Tensor],
+        scaling: Sequence[float],
+        heads: Sequence[Head],
+    ) -> torch.Tensor:
+        """Evidence of every page, [P] float32; arguments as `recall` has them."""
+        return recall(pages, question, queries, scaling, heads)
 
     def _hop(
         self, passages: Passages, question: Question, candidates: _Candidates, room: int

@@ -9,6 +9,7 @@ united, the `recall_clip` most-voted keys are kept and each grows to a span of `
 """
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -79,36 +80,47 @@ class ReAttention(Selector):
             raise InvalidConfigError(
                 f"chunk_size must be at most local_size ({self.local_size}), got {self.chunk_size}"
             )
-        return _Reader(self)
+        return ReAttentionReader(self)
 
 
-class _Reader(Reader):
+class ReAttentionReader(Reader):
+    """One request under the published rule.
+
+    Args:
+        rule: its parameters.
+    """
+
     def __init__(self, rule: ReAttention) -> None:
-        self._rule, self._everything = rule, Everything()
+        self.rule, self._everything = rule, Everything()
         self.chunk = rule.chunk_size
         # What a chunk sees depends on all of its queries, so that chunks are taken over whole.
         self.way, self.step = repr(rule), math.lcm(rule.chunk_size, PAGE)
 
     def select(self, layer: ContextLayer, query: torch.Tensor) -> Selection:
-        rule, device = self._rule, query.device
+        """What a chunk sees in a layer; arguments as `Reader.select` has them."""
+        rule, device = self.rule, query.device
         tail = layer.n_slots + torch.arange(layer.n_tail, device=device)
         sequence = tail if layer.pages is None else torch.cat([layer.pages.addresses, tail])
         first, last = rule.global_size, len(sequence) - rule.local_size
         if last <= first:
             return self._everything.select(layer, query)
-        kept, votes = self._vote(layer, query, sequence, first, last)
-        spans = kept[:, None] + torch.arange(rule.span, device=device) - rule.span // 2
-        spans = spans[(spans >= first) & (spans < last)].unique()
-        self._remember(layer, sequence[kept], votes)
-        shared = torch.cat([sequence[:first], sequence[spans], sequence[last:]])
+        scores, addresses = self._candidates(layer, query, sequence[first:last])
+        ranks = torch.where(addresses >= 0, torch.searchsorted(sequence, addresses), -1)
+        kept, votes = self.elect(layer, scores, ranks, len(sequence))
+        self._remember(layer, sequence[kept[kept >= 0]], votes[kept >= 0])
         tail_from = max(0, layer.n_tail - rule.local_size)
-        return Selection(shared[shared < layer.n_slots + tail_from], tail_from)
+        windows = []
+        for centres in kept:
+            spans = centres[centres >= 0, None] + torch.arange(rule.span, device=device) - rule.span // 2
+            spans = spans[(spans >= first) & (spans < last)].unique()
+            window = torch.cat([sequence[:first], sequence[spans], sequence[last:]])
+            windows.append(window[window < layer.n_slots + tail_from])
+        return self.see(layer, query, windows, tail_from)
 
-    def _vote(
-        self, layer: ContextLayer, query: torch.Tensor, sequence: torch.Tensor, first: int, last: int
+    def _candidates(
+        self, layer: ContextLayer, query: torch.Tensor, middle: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranks in the sequence of the most-voted keys of sequence[first:last], and their votes."""
-        middle = sequence[first:last]
+        """Scores of every query's best keys among the addresses `middle`, [1, H, Q, k], and their addresses, -1 for none."""
         found = []
         if layer.pages is not None:
             keys = layer.pages.scan(layer.index).flatten(1, 2)
@@ -116,18 +128,51 @@ class _Reader(Reader):
         found.append((layer.tail_keys.tokens, layer.n_slots))
         scores, addresses = [], []
         for keys, offset in found:
-            allowed = torch.zeros(keys.shape[2], dtype=torch.bool, device=query.device)
             inside = middle[(middle >= offset) & (middle < offset + keys.shape[2])] - offset
-            allowed[inside] = True
             if len(inside):
-                score, index = select_topk(query, keys, self._rule.top_k, allowed)
+                score, index = self.best(query, keys, inside)
                 scores.append(score)
                 addresses.append(torch.where(index >= 0, index + offset, -1))
-        order = torch.cat(scores, -1).sort(dim=-1, descending=True, stable=True).indices
-        chosen = torch.cat(addresses, -1).gather(-1, order[..., : self._rule.top_k]).reshape(1, -1)
-        ranks = torch.where(chosen >= 0, torch.searchsorted(sequence, chosen), -1)
-        kept, votes = most_voted(ranks, len(sequence), self._rule.recall_clip)
-        return kept[kept >= 0], votes[kept >= 0]
+        top = torch.cat(scores, -1).sort(dim=-1, descending=True, stable=True)
+        order = top.indices[..., : self.rule.top_k]
+        return top.values[..., : self.rule.top_k], torch.cat(addresses, -1).gather(-1, order)
+
+    def best(self, query: torch.Tensor, keys: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys that each query of each head votes for.
+
+        Args:
+            query: [1, H, Q, D], un-rotated.
+            keys: [1, G, N, D], un-rotated.
+            inside: [n] int64, which of them may be chosen, rising.
+
+        Returns:
+            Scores [1, H, Q, k] float32, falling, and numbers of keys [1, H, Q, k] int64; -inf and -1 where there are fewer.
+        """
+        allowed = torch.zeros(keys.shape[2], dtype=torch.bool, device=query.device)
+        allowed[inside] = True
+        return select_topk(query, keys, self.rule.top_k, allowed)
+
+    def elect(
+        self, layer: ContextLayer, scores: torch.Tensor, ranks: torch.Tensor, n: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys that are kept of all that were voted for.
+
+        Args:
+            layer: whose keys they are.
+            scores: [1, H, Q, k] float32 of the votes.
+            ranks: [1, H, Q, k] int64, the place of each voted key in the sequence; -1 is no vote.
+            n: tokens of the sequence.
+
+        Returns:
+            Places [S, recall_clip] int64 of S windows, here 1 for the whole layer, filled up with -1, and the votes of each.
+        """
+        return most_voted(ranks.reshape(1, -1), n, self.rule.recall_clip)
+
+    def see(
+        self, layer: ContextLayer, query: torch.Tensor, windows: Sequence[torch.Tensor], tail_from: int
+    ) -> Selection:
+        """What the chunk may see: the windows, each [n] addresses below the tail's `tail_from`, and the tail from there on."""
+        return Selection(windows[0], tail_from)
 
     def _remember(self, layer: ContextLayer, addresses: torch.Tensor, votes: torch.Tensor) -> None:
         """Count the votes of each page as evidence."""
