@@ -107,7 +107,7 @@ class Consensus(Selector):
     passage: int = Field(default=8, ge=1)
     max_passages: int = Field(default=4, ge=1)
     share: float = Field(default=0.25, ge=0, le=1)
-    gain: float = Field(default=3.0, ge=0)
+    gain: float = Field(default=6.0, ge=0)
     neighbours: int = Field(default=1, ge=0)
     pages: int = Field(default=4, ge=1)
 
@@ -200,7 +200,7 @@ class Consensus(Selector):
     def _hop(
         self, passages: Passages, question: Question, candidates: _Candidates, room: int
     ) -> tuple[torch.Tensor, list[int]]:
-        """Try further passages behind those that are read: the scores after the first try, and the candidates to read.
+        """Try further passages behind those that are read: the scores after the first hop, and the candidates to read.
 
         Args:
             passages: of the corpus.
@@ -222,8 +222,11 @@ class Consensus(Selector):
             if not others:
                 break
             together = question.listen([torch.cat([before, passages.pages(int(order[one]))]) for one in others]).cpu()
+            best = int(together.argmax())
+            if float(together[best]) - likeliest < self.gain:
+                break
             if len(read) == 1:
-                # What makes the question likelier behind the first passage ranks higher, whether it is read or not.
+                # The question asks for two: what makes it likelier behind the first passage ranks higher, read or not.
                 both = together + beside[others]
                 lower = both - both.max()
                 alone = candidates.evidence + heard
@@ -233,9 +236,6 @@ class Consensus(Selector):
                 above = torch.maximum(after.max() + BEHIND, alone[first])
                 after += score[first] - above
                 after[first] = score[first]
-            best = int(together.argmax())
-            if float(together[best]) - likeliest < self.gain:
-                break
             read.append(others[best])
             likeliest = float(together[best])
         return after, read

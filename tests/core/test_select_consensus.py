@@ -256,12 +256,17 @@ def test_a_further_passage_is_read_where_the_question_gets_likelier(gain: float,
     ).read == [first]
 
 
+@pytest.mark.parametrize("hops", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_second_passage_is_ranked_by_what_it_adds_to_the_first(seed: int) -> None:
-    """Nine documents of a page; how likely the question is behind one or two is drawn. The order in plain loops."""
+def test_a_second_passage_is_ranked_by_what_it_adds_to_the_first(seed: int, hops: bool) -> None:
+    """Nine documents of a page; how likely the question is behind one or two is drawn. The order in plain loops.
+
+    Where no second passage makes it likely enough, every passage is ranked by itself.
+    """
     torch.manual_seed(seed)
     pages, probe = corpus_of([32] * 9), Probes(2, 4)
-    nats = {frozenset(two): 4 * torch.randn(()).item() for a in range(1, 10) for two in ({a, b} for b in range(1, 10))}
+    sets = {frozenset({a, b}) for a in range(1, 10) for b in range(1, 10)}
+    nats = {some: 4 * torch.randn(()).item() + 20 * len(some) for some in sorted(sets, key=sorted)}
 
     def listen(passages: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.tensor([nats[frozenset(passage.tolist())] for passage in passages])
@@ -282,8 +287,17 @@ def test_a_second_passage_is_ranked_by_what_it_adds_to_the_first(seed: int) -> N
     lost = {p: both.get(p, min(both.values())) - max(both.values()) for p in alone}
     behind = {p: alone[p] + lost[p] for p in alone}
     above = max(evidence[first] + nats[frozenset({first})], max(behind.values()) + BEHIND)
-    ranking = Consensus(max_passages=2, gain=99, share=1.0).rank(pages, asked, SCALING, 14)
-    assert ranking.order[0] == ranking.read[0] == first
+    second = max(tried, key=lambda p: nats[frozenset({first, p})])
+    gain = nats[frozenset({first, second})] - nats[frozenset({first})]
+    if not hops:
+        behind, above = (
+            {p: alone[p] + words(p) for p in alone},
+            evidence[first] + words(first) + nats[frozenset({first})],
+        )
+    rule = Consensus(max_passages=2, gain=gain * 0.99 if hops else gain * 1.01, share=1.0)
+    ranking = rule.rank(pages, asked, SCALING, 14)
+    assert ranking.read == ([first, second] if hops else [first])
+    assert ranking.order[0] == first
     assert ranking.order[1:] == sorted(behind, key=lambda p: -behind[p])
     shares = torch.tensor([(above if p == first else behind[p]) / 3 for p in range(1, 10)]).softmax(0)
     assert_close("evidence", ranking.evidence[1:], shares, 1e-4)
