@@ -106,7 +106,7 @@ class Consensus(Selector):
     closeness: float = Field(default=1.0, ge=0)
     passage: int = Field(default=8, ge=1)
     max_passages: int = Field(default=4, ge=1)
-    share: float = Field(default=0.25, ge=0, le=1)
+    share: float = Field(default=0.5, ge=0, le=1)
     gain: float = Field(default=6.0, ge=0)
     neighbours: int = Field(default=1, ge=0)
     pages: int = Field(default=4, ge=1)
