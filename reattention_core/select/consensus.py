@@ -23,7 +23,7 @@ from reattention_core.select.reattention import ReAttention
 from reattention_core.select.recall import recall
 
 TEMPERATURE = 3.0
-"""Divides scores before they become shares: a small model's likelihoods are surer than they are right (docs/quality.md)."""
+"""Divides scores with likelihoods before they become shares: a small model's are surer than they are right (docs/quality.md)."""
 
 FAINT = 1e-6
 """A page's evidence is not taken to be less than this: trusted heads overlook what its words would tell."""
@@ -152,14 +152,15 @@ class Consensus(Selector):
         recalled, candidates = self._recall(pages, passages, question, scaling)
         if not len(candidates.order):
             return Ranking(passages, [], [], recalled)
-        score, read = candidates.support(), [0]
+        score, read, temperature = candidates.support(), [0], 1.0
         if self.candidates != 0:
+            temperature = TEMPERATURE
             candidates.heard = question.listen([passages.pages(p) for p in candidates.order.tolist()]).cpu()
             score, read = self._hop(passages, question, candidates, room)
         order, first = candidates.order, read[0]
-        near = (score[first] - score < -TEMPERATURE * torch.tensor(self.share).log()).nonzero().flatten().tolist()
+        near = (score[first] - score < -temperature * torch.tensor(self.share).log()).nonzero().flatten().tolist()
         read += [one for one in sorted(near, key=lambda one: -float(score[one])) if one not in read]
-        shares = (score / TEMPERATURE).softmax(0)
+        shares = (score / temperature).softmax(0)
         total = torch.zeros(passages.n).index_copy_(0, order, shares)
         evidence = recalled / passages.total(recalled).clamp(min=FAINT)[passages.of] * total[passages.of]
         ranked = order[score.sort(descending=True, stable=True).indices]

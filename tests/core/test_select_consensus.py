@@ -178,7 +178,7 @@ def test_passages_are_supported_by_evidence_and_by_how_close_they_come_to_rare_w
     rule = Consensus(candidates=0, passage=longest)
     ranking = rule.rank(pages, asked, SCALING, 14)
     assert ranking.order == [1 + n for n in sorted(range(len(expected)), key=lambda n: -expected[n])]
-    shares = (torch.tensor(expected) / 3.0).softmax(0)
+    shares = torch.tensor(expected).softmax(0)  # what no likelihood is part of is taken as it is
     assert_close("evidence", ranking.passages.total(ranking.evidence)[1:], shares, 1e-4)
 
 
@@ -223,7 +223,10 @@ def test_the_likeliest_passage_comes_first_and_recall_decides_between_equals() -
     assert float(ranking.evidence.sum()) == pytest.approx(1.0, abs=1e-5)
     prior = ranking.passages.total(recalled(pages, asked))
     by_recall = prior.argsort(descending=True).tolist()[:-1]
-    assert Consensus(candidates=0, closeness=0).rank(pages, asked, SCALING, 14).order == by_recall
+    alone = Consensus(candidates=0, closeness=0).rank(pages, asked, SCALING, 14)
+    assert alone.order == by_recall
+    held = recalled(pages, asked).clamp(min=FAINT)[1:]
+    assert_close("evidence of recall alone", alone.evidence[1:], held / held.sum(), 1e-4)
     assert Consensus(closeness=0).rank(pages, question(probe), SCALING, 14).order == by_recall
     supported = Consensus(candidates=0).rank(pages, asked, SCALING, 14).order
     assert Consensus().rank(pages, question(probe), SCALING, 14).order == supported
