@@ -265,7 +265,10 @@ def main(
     stock_tokens: Annotated[int, typer.Option(help="Full attention is run up to this size.")] = 250_000,
     ingest_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass of ingest; 0 is the library's.")] = 0,
     save_gb: Annotated[float, typer.Option(help="Larger corpora are not saved and opened, which takes minutes.")] = 25,
-    store: Annotated[Path | None, typer.Option(help="Where corpora are saved for the time of the run.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder where corpora are saved for the time of the run.", exists=True, file_okay=False),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
     exact: Annotated[bool, typer.Option("--exact", help="Weights in float32, so that little is rounded.")] = False,

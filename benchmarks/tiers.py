@@ -148,7 +148,10 @@ def main(
     text: Annotated[Path, typer.Option(help="A long text; the usual one is Paul Graham's essays.")] = ESSAYS,
     disk_tokens: Annotated[int, typer.Option(help="Larger corpora are not written to disk.")] = 1_000_000,
     ingest_tokens: Annotated[int, typer.Option(help="Tokens in one pass of ingest; 0 is the library's.")] = 0,
-    store: Annotated[Path | None, typer.Option(help="Where corpora are saved for the time of the run.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder where corpora are saved for the time of the run.", exists=True, file_okay=False),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     commit: Annotated[str, typer.Option(help="The commit that is measured, where git cannot tell.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="2,000 tokens, for a CPU.")] = False,

@@ -97,10 +97,10 @@ def bench(
         size = Size(lengths, tuple(depth or ()), draws, splits, data, haystack, titles)
         plan = prepare(chosen, ways, size, model or BUNDLED, device, dtype, mode, setting or (), commit)
         rows = Rows(folder / "rows.csv", retry)
-        others = {row["commit"] for row in rows.kept} - {commit}
         if rows.kept:
+            commits = sorted({row["commit"] or "no commit" for row in rows.kept})
             notes.print(
-                f"{folder / 'rows.csv'} holds {len(rows.kept):,} rows (measured at {', '.join(sorted(others)) or 'no commit'}), "
+                f"{folder / 'rows.csv'} holds {len(rows.kept):,} rows (measured at {', '.join(commits)}), "
                 "which are kept; another --out measures anew",
                 style="dim",
             )
