@@ -8,7 +8,7 @@ evidence hurts a small model more than a missing page does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from reattention_core.errors import ContextTooLongError
 from reattention_core.select.base import Context, Head, Question, Reader, Selection, Selector
 from reattention_core.select.closeness import closeness, rarity
 from reattention_core.select.fixed import Everything, Settled
+from reattention_core.select.hops import Candidates, hop
 from reattention_core.select.passages import Passages
 from reattention_core.select.reattention import ReAttention
 from reattention_core.select.recall import recall
@@ -30,12 +31,6 @@ FAINT = 1e-6
 
 COMPARED = {"cuda": 96, "cpu": 24}
 """Passages that are compared where nobody says how many: a CPU takes about a tenth of a second for each."""
-
-BEHIND = 1.0
-"""Nats by which whatever is read with the best passage stays behind it."""
-
-HOP = 3
-"""One of so many candidates is tried behind the passages that are read already: the best of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,32 +48,6 @@ class Ranking:
     order: list[int]
     read: list[int]
     evidence: torch.Tensor
-
-
-@dataclass(eq=False)
-class _Candidates:
-    """Passages that are compared, and what speaks for each.
-
-    Attributes:
-        order: [C] int64, their numbers.
-        evidence: [C] float32, logarithm of what the trusted heads give each.
-        close: [Q, C] float32, how close each comes to every word of the question.
-        rare: [Q] float32, how much each word tells, weighed.
-        heard: [C] float32, log-likelihood of the question behind each alone.
-    """
-
-    order: torch.Tensor
-    evidence: torch.Tensor
-    close: torch.Tensor
-    rare: torch.Tensor
-    heard: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def support(self, read: Sequence[int] = ()) -> torch.Tensor:
-        """What speaks for each, together with the candidates that are `read`, before the question is read behind it: [C]."""
-        close = self.close
-        if read:
-            close = torch.maximum(close, close[:, list(read)].amax(1, keepdim=True))
-        return self.evidence + self.rare @ close
 
 
 class Consensus(Selector):
@@ -156,7 +125,7 @@ class Consensus(Selector):
         if self.candidates != 0:
             temperature = TEMPERATURE
             candidates.heard = question.listen([passages.pages(p) for p in candidates.order.tolist()]).cpu()
-            score, read = self._hop(passages, question, candidates, room)
+            score, read = hop(passages, question, candidates, room, self.max_passages, self.gain)
         order, first = candidates.order, read[0]
         near = (score[first] - score < -temperature * torch.tensor(self.share).log()).nonzero().flatten().tolist()
         read += [one for one in sorted(near, key=lambda one: -float(score[one])) if one not in read]
@@ -169,7 +138,7 @@ class Consensus(Selector):
 
     def _recall(
         self, pages: Pages, passages: Passages, question: Question, scaling: Sequence[float]
-    ) -> tuple[torch.Tensor, _Candidates]:
+    ) -> tuple[torch.Tensor, Candidates]:
         """Evidence of every page [P], none of it nothing but the sink's, and the passages that are compared, best first."""
         trusted, asked = question.trusted(), question.probe(question.ids, question.asking)
         recalled = self.recalled(pages, question, asked.queries, scaling, trusted.heads[: self.heads]).cpu()
@@ -178,14 +147,14 @@ class Consensus(Selector):
             passages.most(closeness(pages, asked.values[layer][:, question.wording], layer))[:, 1:].cpu()
             for layer in (0, trusted.layer)
         )
-        every = _Candidates(
+        every = Candidates(
             torch.arange(1, passages.n), passages.total(recalled)[1:].log(), close, self.closeness * rarity(same)
         )
         most = self.candidates
         if most is None:
             most = COMPARED.get(pages.filled.device.type, COMPARED["cuda"])
         best = every.support().sort(descending=True, stable=True).indices[: most or None]
-        return recalled, _Candidates(every.order[best], every.evidence[best], close[:, best], every.rare)
+        return recalled, Candidates(every.order[best], every.evidence[best], close[:, best], every.rare)
 
     def recalled(
         self,
@@ -197,49 +166,6 @@ class Consensus(Selector):
     ) -> torch.Tensor:
         """Evidence of every page, [P] float32; arguments as `recall` has them."""
         return recall(pages, question, queries, scaling, heads)
-
-    def _hop(
-        self, passages: Passages, question: Question, candidates: _Candidates, room: int
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Try further passages behind those that are read: the scores after the first hop, and the candidates to read.
-
-        Args:
-            passages: of the corpus.
-            question: what is asked.
-            candidates: compared alone.
-            room: pages that may be read at once.
-        """
-        order, heard = candidates.order, candidates.heard
-        score = candidates.support() + heard
-        first = int(score.argmax())
-        read, likeliest, after = [first], float(heard[first]), score
-        while len(read) < self.max_passages:
-            before = torch.cat([passages.pages(int(order[one])) for one in read])
-            # Words that stand in what is read need not stand in what is read with it.
-            beside = candidates.support(read)
-            others = [int(one) for one in (beside + heard).sort(descending=True, stable=True).indices]
-            fitting = [one for one in others if len(before) + len(passages.pages(int(order[one]))) <= room]
-            others = [one for one in fitting if one not in read][: max(len(order) // HOP, 1)]
-            if not others:
-                break
-            together = question.listen([torch.cat([before, passages.pages(int(order[one]))]) for one in others]).cpu()
-            best = int(together.argmax())
-            if float(together[best]) - likeliest < self.gain:
-                break
-            if len(read) == 1:
-                # The question asks for two: what makes it likelier behind the first passage ranks higher, read or not.
-                both = together + beside[others]
-                lower = both - both.max()
-                alone = candidates.evidence + heard
-                after = alone + lower.min()
-                after[others] = alone[others] + lower
-                after[first] = -torch.inf
-                above = torch.maximum(after.max() + BEHIND, alone[first])
-                after += score[first] - above
-                after[first] = score[first]
-            read.append(others[best])
-            likeliest = float(together[best])
-        return after, read
 
     def choose(self, ranking: Ranking, room: int) -> torch.Tensor:
         """Which pages to read, in reading order and at most `room`: of each passage the nearest to its strongest.

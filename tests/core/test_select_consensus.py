@@ -16,7 +16,8 @@ from reattention_core.errors import ContextTooLongError
 from reattention_core.select import Consensus, Context, ReAttention
 from reattention_core.select.base import Head, Probed, Question, Trusted
 from reattention_core.select.closeness import SAME, closeness, rarity
-from reattention_core.select.consensus import BEHIND, FAINT
+from reattention_core.select.consensus import FAINT
+from reattention_core.select.hops import BEHIND
 from reattention_core.select.passages import Passages
 from reattention_core.select.recall import recall
 from tests.close import assert_close
