@@ -9,7 +9,7 @@ from pydantic import Field
 from reattention_core.cache.pages import PAGE, Pages
 from reattention_core.select import Consensus, mass
 from reattention_core.select.base import Head, Question
-from reattention_core.select.recall import sharing
+from reattention_core.select.recall import beyond, divided, sharing
 from reattention_kernels import select_topk
 
 
@@ -45,16 +45,16 @@ class Recalls(Consensus):
         """Evidence of every page, [P] float32; arguments as `recall` has them."""
         if self.trust == "all":
             heads = [Head(layer, head, 1.0) for layer, query in enumerate(queries) for head in range(len(query))]
-        asked = self._given(pages, queries, scaling, heads)
-        gain = asked
+        gain = self._given(pages, queries, scaling, heads)
         if self.empty:
-            unasked = question.probe(question.empty, slice(0, len(question.empty))).queries
-            gain = (asked - self._given(pages, unasked, scaling, heads)).clamp(min=0)
-            gain = torch.where(gain.any(), gain, asked)
-        trust = torch.tensor([head.trust for head in heads], device=gain.device)
+            key = f"empty {heads} {self.words} {self.score} {self.hits}"
+            if key not in question.memo:
+                unasked = question.probe(question.empty, slice(0, len(question.empty))).queries
+                question.memo[key] = self._given(pages, unasked, scaling, heads)
+            gain = beyond(gain, question.memo[key])
         if self.votes == "squares":
-            return trust @ gain.square()
-        return trust @ (gain / gain.sum(1, keepdim=True).clamp(min=1e-9))
+            return torch.tensor([head.trust for head in heads], device=gain.device) @ gain.square()
+        return divided(gain, heads)
 
     def _given(
         self, pages: Pages, queries: Sequence[torch.Tensor], scaling: Sequence[float], heads: Sequence[Head]

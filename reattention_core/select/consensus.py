@@ -121,11 +121,12 @@ class Consensus(Selector):
         recalled, candidates = self._recall(pages, passages, question, scaling)
         if not len(candidates.order):
             return Ranking(passages, [], [], recalled)
-        score, read, temperature = candidates.support(), [0], 1.0
-        if self.candidates != 0:
-            temperature = TEMPERATURE
+        if self.candidates == 0:
+            score, read, temperature = candidates.support(), [0], 1.0
+        else:
             candidates.heard = question.listen([passages.pages(p) for p in candidates.order.tolist()]).cpu()
             score, read = hop(passages, question, candidates, room, self.max_passages, self.gain)
+            temperature = TEMPERATURE
         order, first = candidates.order, read[0]
         near = (score[first] - score < -temperature * torch.tensor(self.share).log()).nonzero().flatten().tolist()
         read += [one for one in sorted(near, key=lambda one: -float(score[one])) if one not in read]

@@ -31,7 +31,11 @@ def recall(
         scaling: each layer's factor on q·k.
         heads: whose votes count.
     """
-    gain = gains(pages, question, queries, scaling, heads)
+    return divided(gains(pages, question, queries, scaling, heads), heads)
+
+
+def divided(gain: torch.Tensor, heads: Sequence[Head]) -> torch.Tensor:
+    """What the pages have, [P] float32, when each head divides its trust among them by its gains [len(heads), P]."""
     # A head that gains nothing keeps its vote.
     share = gain / gain.sum(1, keepdim=True).clamp(min=1e-9)
     trust = torch.tensor([head.trust for head in heads], device=gain.device)
@@ -48,15 +52,22 @@ def gains(
 ) -> torch.Tensor:
     """Softmax mass that the heads give every page beyond what an empty question gives it: [len(heads), P] float32.
 
-    Where nothing is gained anywhere (a corpus of one page has all mass always, and the empty question is no other than itself)
-    it is the mass that the question gives, so that something is read.
+    Where nothing is gained anywhere it is the mass that the question gives, see `beyond`.
     """
     key = f"empty {heads}"
     if key not in question.memo:
         unasked = question.probe(question.empty, slice(0, len(question.empty))).queries
         question.memo[key] = mass(pages, unasked, scaling, heads)
-    asked = mass(pages, queries, scaling, heads)
-    gain = (asked - question.memo[key]).clamp(min=0)
+    return beyond(mass(pages, queries, scaling, heads), question.memo[key])
+
+
+def beyond(asked: torch.Tensor, unasked: torch.Tensor) -> torch.Tensor:
+    """What a question gives the pages more than an empty one does, [heads, P] like both.
+
+    Where nothing is gained anywhere (a corpus of one page has all mass always, and the empty question is no other than itself)
+    it is what the question gives, so that something is read.
+    """
+    gain = (asked - unasked).clamp(min=0)
     return torch.where(gain.any(), gain, asked)
 
 
