@@ -17,7 +17,7 @@ PAGE = 32
 COLUMNS = (
     *("op", "variant", "keys", "H", "G", "D", "Q", "N", "W", "k", "dtype"),
     *("median_ms", "min_ms", "eager_ms", "runs", "rate", "unit", "limit_ms", "share_of_limit", "target", "met"),
-    *("recall_at_4", "rms_error", "rival", "rival_ms", "speedup", "note", "timed_by"),
+    *("recall_at_4", "rms_error", "times_reading", "rival", "rival_ms", "speedup", "note", "timed_by"),
     *("gpu", "copy_gb_s", "matmul_tflop_s", "torch", "triton", "transformers", "commit"),
 )
 PRINTED = (

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.bench import PAGE, Bench, against, calls, index_types, kernel, random, rms_error, within
+from benchmarks.reading import read_pages
 from benchmarks.timing import CUDA, DEVICE, Row, copies, timed, timed_in_graph
 
 TAIL = 32
@@ -63,15 +64,26 @@ class Decode:
         """Measure them; `everything` is torch's attention over all keys, a window being what a corpus is spared."""
         bench, shape = self._bench, self._shape
         bench.row({**shape, "variant": "a copy that moves as many bytes"}, self._copied)
+        read = bench.row({**shape, "variant": "reading the same pages"}, self._read)
         bench.row({**shape, "variant": "torch SDPA, window ready"}, partial(self._ready, everything))
         bench.row({**shape, "variant": "torch gather, rotate, SDPA"}, partial(self._gathered, everything))
-        bench.row({**shape, "variant": "attend_selected"}, partial(self._selected, everything))
+        bench.row({**shape, "variant": "attend_selected"}, partial(self._selected, everything, read))
 
     def _copied(self) -> Row:
         """What the launch and the bytes take at least: half of them read, half written, of memory side by side."""
         sources = [random(self._bytes // 4) for _ in self._choices]
         pairs = [(torch.empty_like(source), source) for source in sources]
         return self._bench.moving(timed_in_graph(calls(torch.Tensor.copy_, pairs)), self._bytes)
+
+    def _read(self) -> Row:
+        """What any attention over these pages must wait for, by the quickest of some numbers of programs."""
+        groups = self._pages[0].shape[0]
+        tables = [choice.to(torch.int32) for choice in self._choices]
+        found = [
+            timed_in_graph(calls(read_pages, [(*self._pages, pages, programs * groups) for pages in tables]), 0.1)
+            for programs in (16, 33, 66, 132)
+        ]
+        return self._bench.moving(min(found, key=lambda times: times.median), self._bytes)
 
     def _ready(self, everything: Row) -> Row:
         row = self._bench.moving(_attend([self._window(choice) for choice in self._choices]), self._bytes)
@@ -86,7 +98,7 @@ class Decode:
         row = self._bench.moving(times, self._bytes)
         return {**row, **against(row, everything)}
 
-    def _selected(self, everything: Row) -> Row:
+    def _selected(self, everything: Row, read: Row) -> Row:
         op = kernel("selected_attention.triton_kernel", "attend_selected")
         page_table = kernel("selected_attention.page_table", "page_table")
         filled = torch.full((self._n_pages,), PAGE, device=DEVICE)
@@ -98,6 +110,7 @@ class Decode:
         query, key, value = (x.double() for x in self._window(self._choices[0]))
         truth = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
         row["rms_error"] = rms_error(op(*inputs[0], scaling=scaling), truth)
+        row["times_reading"] = row["median_ms"] / read["median_ms"] if read.get("median_ms") else None
         return {**row, **within(row, 1.5, "the time to read the selected K and V"), **against(row, everything)}
 
     def _window(self, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

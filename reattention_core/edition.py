@@ -36,12 +36,12 @@ class Edition:
         attachment: the attached model that read them.
         pages: keys and values; page 0 is the sink's.
         documents: texts and where their tokens lie.
-        cuda_graphs: whether passes over the pages may be recorded.
+        cuda_graphs: whether passes over the pages are recorded, on a GPU.
         trusted: gives what of the model finds what a question asks for.
 
     Attributes:
         memo: what selection rules worked out once for these pages.
-        graphs: passes over them that were recorded, on a GPU.
+        graphs: passes of fixed shapes over them, on a GPU.
     """
 
     def __init__(

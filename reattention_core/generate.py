@@ -167,7 +167,7 @@ def generate(
         emit: called with every piece of text.
         cancelled: asked between tokens, and between chunks where `between` is not given.
         trim: see `TextStream`; where nothing else rules the tokens, the text then does not end before it has begun.
-        graphs: recorded passes to draw tokens with, or None to run each.
+        graphs: passes of fixed shapes to draw tokens with, or None to run each as it comes.
         constraint: what the tokens must follow.
         between: asked between chunks; see `Engine.busy`.
 
@@ -203,8 +203,8 @@ def generate(
             "top_p": settings.top_p,
             "top_k": 0,
         }
-    replaying = graphs.replaying(model, cache) if graphs is not None else nullcontext()
-    with running(), torch.random.fork_rng(enabled=settings.seed is not None), replaying:
+    taking_over = graphs.taking_over(model, cache) if graphs is not None else nullcontext()
+    with running(), torch.random.fork_rng(enabled=settings.seed is not None), taking_over:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         model.generate(  # type: ignore[operator]

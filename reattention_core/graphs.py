@@ -1,9 +1,10 @@
-"""Which recorded passes a corpus has, and when they are replayed; knows no sampling, no text and no selection rule.
+"""Which passes of fixed shapes a corpus has, and when they run; knows no sampling, no text and no selection rule.
 
 A small model's pass over a question or a token is a thousand launches, each of which takes the GPU less time than Python takes
 to ask for it. Four passes are alike in every question to a corpus and are recorded once (`passes`): the one that runs a question
 behind the sink alone, for recall; the one that runs it behind each of many passages, to compare them; and, once what an answer
-may see no longer changes (`Reader.settled`), the ones that run its prompt and write a token.
+may see no longer changes (`Reader.settled`), the ones that run its prompt and write a token. Where recording is not wanted, or
+a model cannot be recorded, the same passes are run launch by launch, so that answers are the same.
 """
 
 import logging
@@ -42,34 +43,35 @@ LOGITS = 2**28
 """Scores over the vocabulary that exist at once while passages are compared, as far as one lot of ROWS allows."""
 
 Pass = TypeVar("Pass", Answering, Asking, Comparing)
+Result = TypeVar("Result")
 
 
 class Graphs:
-    """The recorded passes over one corpus, by the shapes they were recorded with.
+    """The passes over one corpus, by their shapes.
 
     Args:
         shapes: (G, key D, value D) of every layer of the model.
         window: tokens it was trained on.
         pages: the corpus; a step reads it, or what is staged of it.
-        wanted: False records nothing: every pass is run.
+        recorded: whether as CUDA graphs.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int, int]], window: int, pages: Pages, wanted: bool) -> None:
-        self._shapes, self._window = shapes, window
-        self._useful = wanted and self.possible(pages)
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], window: int, pages: Pages, recorded: bool) -> None:
+        self._shapes, self._window, self._recorded = shapes, window, recorded
+        self._useful = self.possible(pages)
         self._answers: dict[tuple[Pages, int, int], Answering] = {}
         self._questions: dict[int, Asking] = {}
         self._comparisons: dict[tuple[Pages, int, int, int], Comparing] = {}
         # Their scores over the vocabulary lie in one place: no two passes run at once.
-        self._shared = torch.cuda.graph_pool_handle() if self._useful else None
+        self._shared = torch.cuda.graph_pool_handle() if self._useful and recorded else None
 
     @staticmethod
     def possible(pages: Pages) -> bool:
-        """Whether passes over these pages can be recorded at all."""
+        """Whether attention over these pages takes fixed shapes at all."""
         return pages.filled.is_cuda and fused(pages.filled.device)
 
     def probed(self, model: PreTrainedModel, sink: Pages, ids: Sequence[int]) -> Probed | None:
-        """What the tokens of a text behind the sink are in every layer; None where the pass must be run.
+        """What the tokens of a text behind the sink are in every layer; None where no such pass can do it.
 
         Args:
             model: an attached model.
@@ -80,11 +82,10 @@ class Graphs:
         if not self._useful or room > LONGEST:
             return None
 
-        def record() -> Asking:
-            return Asking(model, self._shapes, self._window, sink, room)
+        def make(recorded: bool) -> Asking:
+            return Asking(model, self._shapes, self._window, sink, room, recorded)
 
-        recorded = self._kept(self._questions, room, record)
-        return None if recorded is None else recorded(ids)
+        return self._done(lambda one: one(ids), self._questions, room, make)
 
     def compared(
         self,
@@ -94,7 +95,7 @@ class Graphs:
         scored: slice,
         passages: Sequence[torch.Tensor],
     ) -> torch.Tensor | None:
-        """Log-likelihood of a part of a text behind some of the passages, the first ones; None where passes must be run.
+        """Log-likelihood of a part of a text behind some of the passages, the first ones; None where no such pass can do it.
 
         Args:
             model: an attached model.
@@ -116,15 +117,15 @@ class Graphs:
         for layer in range(pages.n_layers):
             pages.arrive(layer)
 
-        def record() -> Comparing:
-            return Comparing(model, self._shapes, self._window, pages, rows, entries, room, self._shared)
+        def make(recorded: bool) -> Comparing:
+            return Comparing(model, self._shapes, self._window, pages, rows, entries, room, recorded, self._shared)
 
-        recorded = self._kept(self._comparisons, (pages, rows, entries, room), record, 2 * MOST)
-        return None if recorded is None else recorded(ids, scored, passages[:rows])
+        shape, some = (pages, rows, entries, room), passages[:rows]
+        return self._done(lambda one: one(ids, scored, some), self._comparisons, shape, make, 2 * MOST)
 
     @contextmanager
-    def replaying(self, model: PreTrainedModel, cache: ContextCache) -> Iterator[None]:
-        """Inside, passes over one token are replayed, where they can be, and so is the prompt's where all of it is one pass.
+    def taking_over(self, model: PreTrainedModel, cache: ContextCache) -> Iterator[None]:
+        """Inside, these passes run single tokens, where they can, and the prompt where all of it is one pass.
 
         Args:
             model: an attached model; its `forward` is replaced meanwhile.
@@ -166,66 +167,81 @@ class Graphs:
     def _prompted(
         self, model: PreTrainedModel, forward: Callable[..., Any], cache: ContextCache, ids: torch.Tensor
     ) -> tuple[Answering | None, torch.Tensor | None]:
-        """The passes of an answer and the logits after its prompt [1, n]; None twice where its pass must be run."""
+        """The passes of an answer and the logits after its prompt [1, n]; None twice where no such pass can run it."""
         reader, n, room = cache.reader, ids.shape[1], cache.room
         if not isinstance(reader, Settled) or reader.selection.table is None or cache.layers[0].n_tail:
             return None, None
         table, width = reader.selection.table, reader.selection.addresses.shape[-1]
         if padded(n) > min(LONGEST, room) or width + padded(n) > self._window:
             return None, None
-        passes = self._answering(model, forward, cache, table, room)
-        if passes is None:
-            return None, None
-        try:
-            logits = passes.prompt(ids, table)
-        except RuntimeError as error:
-            self._give_up(error)
+        done = self._answering(lambda one: (one, one.prompt(ids, table)), model, forward, cache, table, room)
+        if done is None:
             return None, None
         cache.widest = width
-        return passes, logits
+        return done
 
     def _begun(self, model: PreTrainedModel, forward: Callable[..., Any], cache: ContextCache) -> Answering | None:
         """The passes of an answer, which stand where its prompt's pass ended."""
         if cache.read is None or cache.read.table is None:
             return None
         table, room = cache.read.table, cache.layers[0].tail_keys.storage.shape[2]
-        passes = self._answering(model, forward, cache, table, room)
-        if passes is not None:
-            passes.begin(cache, table)
-        return passes
+
+        def begin(one: Answering) -> Answering:
+            one.begin(cache, table)
+            return one
+
+        return self._answering(begin, model, forward, cache, table, room)
 
     def _answering(
-        self, model: PreTrainedModel, forward: Callable[..., Any], cache: ContextCache, table: PageTable, room: int
-    ) -> Answering | None:
-        """The passes of answers over as many pages with as much room."""
+        self,
+        use: Callable[[Answering], Result],
+        model: PreTrainedModel,
+        forward: Callable[..., Any],
+        cache: ContextCache,
+        table: PageTable,
+        room: int,
+    ) -> Result | None:
+        """What the passes of answers over as many pages with as much room do; None where there can be none."""
         pages = cache.pages
         if not self._useful or pages is None or pages.below is not None:
             return None
         # Answers that read about as many pages share their passes.
         entries = max(FEWEST, next_power(table.pages.shape[-1]))
-        # What was recorded over pages that are no longer read holds them.
+        # What was made over pages that are no longer read holds them.
         self._answers = {shape: one for shape, one in self._answers.items() if shape[0] is pages}
 
-        def record() -> Answering:
-            return Answering(model, forward, self._shapes, self._window, pages, table.widened(entries), room)
+        def make(recorded: bool) -> Answering:
+            return Answering(model, forward, self._shapes, self._window, pages, table.widened(entries), room, recorded)
 
-        return self._kept(self._answers, (pages, entries, room), record)
+        return self._done(use, self._answers, (pages, entries, room), make)
 
-    def _kept(self, recorded: dict[Any, Pass], shape: Any, record: Callable[[], Pass], most: int = MOST) -> Pass | None:
-        """The pass of a shape, recorded now if there is none; None where this model's passes cannot be recorded."""
-        found = recorded.pop(shape, None)
-        if found is None:
+    def _done(
+        self,
+        use: Callable[[Pass], Result],
+        known: dict[Any, Pass],
+        shape: Any,
+        make: Callable[[bool], Pass],
+        most: int = MOST,
+    ) -> Result | None:
+        """What the pass of a shape does, made now if there is none; None where this model has no such passes."""
+        while self._useful:
             try:
-                found = record()
+                one = known.pop(shape, None) or make(self._recorded)
+                result = use(one)
             except RuntimeError as error:
                 self._give_up(error)
-                return None
-            while len(recorded) >= most:
-                recorded.pop(next(iter(recorded)))
-        recorded[shape] = found
-        return found
+                continue
+            while len(known) >= most:
+                known.pop(next(iter(known)))
+            known[shape] = one
+            return result
+        return None
 
     def _give_up(self, error: RuntimeError) -> None:
-        """Record nothing any more: a pass that waits for the device (some mixtures of experts do) cannot be recorded."""
-        logger.warning("running without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
-        self._useful = False
+        """Record no more: what waits for the device (some mixtures of experts) cannot be. Then have no such passes at all."""
+        reason = str(error).splitlines()[0]
+        if self._recorded:
+            logger.warning("running without CUDA graphs, which is slower: %s", reason)
+        else:
+            logger.info("running without passes of fixed shapes: %s", reason)
+        self._useful, self._recorded = self._recorded, False

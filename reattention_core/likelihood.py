@@ -41,7 +41,7 @@ def likelihood(
         scored: which of them count, the first one never.
         passages: page numbers [n] int64 of every passage, in reading order.
         cancelled: asked before every forward pass.
-        graphs: recorded passes over these pages, or None to run each.
+        graphs: passes of fixed shapes over these pages, or None to run each as it comes.
 
     Returns:
         [R] float32, in nats.

@@ -1,6 +1,7 @@
-"""Forward passes as CUDA graphs, with the buffers they read and write; knows no rule, and not which passes are worth keeping.
+"""Forward passes of fixed shapes, with the buffers they read and write; knows no rule, and not which passes are worth keeping.
 
-Each is recorded when it is made. Texts are padded on the right to its length: no token sees what stands behind it.
+Each is recorded as a CUDA graph when it is made, or run anew each time: the same kernels over the same shapes, so that every bit
+of the result is the same. Texts are padded on the right to a pass's length: no token sees what stands behind it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Answering:
         pages: what is read.
         table: the pages that are read; only its length stays, and no answer may read more.
         room: tokens of the tail.
+        recorded: whether as CUDA graphs.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Answering:
         pages: Pages,
         table: PageTable,
         room: int,
+        recorded: bool,
     ) -> None:
         device = pages.filled.device
-        self._forward = forward
+        self._forward, self._recorded = forward, recorded
         self._ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._count = torch.ones(1, dtype=torch.int32, device=device)
@@ -66,7 +69,7 @@ class Answering:
             logits: torch.Tensor = out.logits
             return logits
 
-        self._graph, self._logits = record(run, device)
+        self._run = recording(run, device) if recorded else anew(run, self._cache)
 
     def prompt(self, ids: torch.Tensor, table: PageTable) -> torch.Tensor:
         """Logits [1, 1, vocabulary] after a prompt [1, n], which stands behind these pages; steps go on from there.
@@ -77,7 +80,7 @@ class Answering:
         n = ids.shape[1]
         known = self._prompts.get(padded(n))
         if known is None:
-            known = self._prompts[padded(n)] = _Prompt(self._forward, self._cache, padded(n))
+            known = self._prompts[padded(n)] = _Prompt(self._forward, self._cache, padded(n), self._recorded)
         self._stand(table, n)
         return known(ids)
 
@@ -98,14 +101,13 @@ class Answering:
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [1, 1, vocabulary] after one more token [1, 1]."""
         self._ids.copy_(ids)
-        self._graph.replay()
-        return self._logits
+        return self._run()
 
 
 class _Prompt:
     """The pass that runs a prompt into the tail of an answer's passes; see `Answering.prompt`."""
 
-    def __init__(self, forward: Callable[..., Any], over: BufferCache, room: int) -> None:
+    def __init__(self, forward: Callable[..., Any], over: BufferCache, room: int, recorded: bool) -> None:
         device = over.layers[0].tail_keys.storage.device
         self._ids = torch.zeros(1, room, dtype=torch.int64, device=device)
         self._last = torch.zeros(1, dtype=torch.int64, device=device)
@@ -117,21 +119,21 @@ class _Prompt:
             logits: torch.Tensor = out.logits
             return logits
 
-        self._cache = cache
-        self._graph, self._logits = record(run, device)
+        self._run = recording(run, device) if recorded else anew(run, cache)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         n = ids.shape[1]
         self._ids[:, :n] = ids
         self._last.fill_(n - 1)
-        self._graph.replay()
-        return self._logits
+        return self._run()
 
 
 class Asking:
     """The pass that runs a text of up to `room` tokens behind the sink and keeps its queries and values."""
 
-    def __init__(self, model: PreTrainedModel, shapes: Shapes, window: int, sink: Pages, room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, shapes: Shapes, window: int, sink: Pages, room: int, recorded: bool
+    ) -> None:
         device = sink.filled.device
         self._ids = torch.zeros(1, room, dtype=torch.int64, device=device)
         # A graph keeps none of the memory that it reads: what was made before the recording is held by the cache here.
@@ -146,14 +148,14 @@ class Asking:
             model.base_model(input_ids=self._ids, past_key_values=self._cache, use_cache=True)
             return [reader.queries[layer][0] for layer in range(len(shapes))]
 
-        self._graph, self._queries = record(run, device)
+        self._run = recording(run, device) if recorded else anew(run, self._cache)
 
     def __call__(self, ids: Sequence[int]) -> Probed:
         """The tokens' queries and values in every layer; the padding behind the text is seen by none of them."""
         self._ids[0, : len(ids)] = torch.tensor(ids, device=self._ids.device)
-        self._graph.replay()
+        queries = self._run()
         return Probed(
-            [query[0, :, : len(ids)].clone() for query in self._queries],
+            [query[0, :, : len(ids)].clone() for query in queries],
             [layer.tail_values.storage[0, :, : len(ids)].clone() for layer in self._cache.layers],
         )
 
@@ -169,6 +171,7 @@ class Comparing:
         rows: passages.
         entries: pages that stand before the text, the sink with them, at most.
         room: tokens of the text at most.
+        recorded: whether as a CUDA graph.
         pool: where what it works out meanwhile lies, with other passes of which none runs at the same time.
     """
 
@@ -181,6 +184,7 @@ class Comparing:
         rows: int,
         entries: int,
         room: int,
+        recorded: bool,
         pool: Any = None,
     ) -> None:
         device = pages.filled.device
@@ -202,7 +206,7 @@ class Comparing:
                 found.append(torch.where(self._counts, chosen - some.float().logsumexp(-1), 0.0).sum(1))
             return torch.cat(found)
 
-        self._graph, self._heard = record(run, device, pool)
+        self._run = recording(run, device, pool) if recorded else anew(run, self._cache)
 
     def __call__(self, ids: Sequence[int], scored: slice, passages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Log-likelihoods [R] float32 of the tokens `scored` of a text, the first one never among them."""
@@ -213,8 +217,7 @@ class Comparing:
         self._ids[0], self._counts[:] = text.to(device), counts.to(device)
         for buffer, part in zip(self._table, self._tabled(passages), strict=True):
             buffer.copy_(part)
-        self._graph.replay()
-        return self._heard[: len(passages)].clone()
+        return self._run()[: len(passages)].clone()
 
     def _tabled(self, passages: Sequence[torch.Tensor]) -> PageTable:
         """The table of the sink and each passage; rows without a passage read the sink alone."""
@@ -228,8 +231,18 @@ class Comparing:
 Result = TypeVar("Result")
 
 
-def record(run: Callable[[], Result], device: torch.device, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Run a function once, then record it, with memory of its own or of a pool.
+def anew(run: Callable[[], Result], cache: BufferCache) -> Callable[[], Result]:
+    """Runs a function each time, without keeping what the last run read."""
+
+    def again() -> Result:
+        cache.held = []
+        return run()
+
+    return again
+
+
+def recording(run: Callable[[], Result], device: torch.device, pool: Any = None) -> Callable[[], Result]:
+    """Run a function once, then record it, with memory of its own or of a pool: what replays it and gives its result.
 
     Raises:
         RuntimeError: it does what a graph cannot hold, such as waiting for the device.
@@ -242,4 +255,9 @@ def record(run: Callable[[], Result], device: torch.device, pool: Any = None) ->
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
-    return graph, result
+
+    def replay() -> Result:
+        graph.replay()
+        return result
+
+    return replay

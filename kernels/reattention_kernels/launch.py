@@ -32,6 +32,15 @@ def stages(device: torch.device, each: int, fixed: int, most: int = 3) -> int:
 
 
 @lru_cache
+def overlaps(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one before it still runs (programmatic dependent launch).
+
+    Such a kernel waits (`gdc_wait`) before it reads what the one before it writes.
+    """
+    return not INTERPRETED and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@lru_cache
 def _shared_memory(device: torch.device) -> int:
     # torch's own annotations leave it out.
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]

@@ -132,57 +132,101 @@ def test_recorded_passes_write_what_gathered_windows_write(
     assert answer.usage.completion_tokens == 24
 
 
-class Again:
-    """Stands for a CUDA graph: a replay runs the function anew, into what it gave when it was recorded."""
+def again(run: Callable[[], Any], device: torch.device, pool: object = None) -> Callable[[], Any]:
+    """Stands for a recording: a replay runs the function anew, into what it gave when it was recorded."""
+    run()
+    result = run()
 
-    def __init__(self, run: Callable[[], Any], device: torch.device, pool: object = None) -> None:
-        self._run = run
-        run()
-        self.result = run()
-
-    def replay(self) -> None:
+    def replay() -> Any:
         with torch.inference_mode():
-            new = self._run()
-            pairs = zip(self.result, new, strict=True) if isinstance(new, list) else [(self.result, new)]
+            new = run()
+            pairs = zip(result, new, strict=True) if isinstance(new, list) else [(result, new)]
             for old, value in pairs:
                 old.copy_(value)
+        return result
+
+    return replay
 
 
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes are recorded on a CPU, with kernels in Triton's interpreter."""
-
-    def record(*args: Any) -> tuple[Again, Any]:
-        made = Again(*args)
-        return made, made.result
-
-    monkeypatch.setattr("reattention_core.passes.record", record)
+    monkeypatch.setattr("reattention_core.passes.recording", again)
     monkeypatch.setattr("reattention_core.graphs.Graphs.possible", staticmethod(lambda pages: True))
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setenv("REATTENTION_KERNELS", "triton")
 
 
-def test_passes_that_are_replayed_give_what_passes_that_are_run_give(
+def test_passes_of_fixed_shapes_give_what_passes_that_are_run_as_they_come_give(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     without_gpu: None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Recall, comparison of documents alone and together, prompt and tokens; a second question replays the first's passes."""
+    """Recall, comparison of documents alone and together, prompt and tokens; a second question repeats the first's passes."""
     monkeypatch.setattr("reattention_core.graphs.ROWS", 2)
     # Examining all heads is not what is tested, and would take the interpreter minutes.
     monkeypatch.setattr("reattention_core.trusted.examine", lambda engine: Trusted([Head(1, 0, 1.0)], 1))
     questions, found = ["Where does the fox live?", "Who lives in the sea?"], []
-    for graphs in (False, True):
-        monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / str(graphs)))
-        with Engine(model, tokenizer, Config(cuda_graphs=graphs, stop=(), cache_dtype="float32")) as engine:
+    for number, (fixed, recorded) in enumerate(((False, False), (True, False), (True, True))):
+        monkeypatch.setattr("reattention_core.graphs.Graphs.possible", staticmethod(lambda pages, fixed=fixed: fixed))
+        monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / str(number)))
+        with Engine(model, tokenizer, Config(cuda_graphs=recorded, stop=(), cache_dtype="float32")) as engine:
             corpus = engine.ingest(["The fox lives in the wood.", "Seals: sea.", "Crows: roof."], progress=False)
             for question in questions:
                 answer = corpus.ask(question, max_new_tokens=3, stop=(), strategy=Consensus(gain=0))
                 scores = [round(source.score, 3) for source in answer.sources]
                 found.append((answer.text, scores, answer.usage.window_tokens, answer.usage.completion_tokens))
-            recorded = corpus._asked().graphs
-            assert bool(recorded._comparisons) == bool(recorded._answers) == graphs
-            assert all(one._prompts for one in recorded._answers.values())
-    assert found[:2] == found[2:]
+            passes = corpus._asked().graphs
+            assert bool(passes._comparisons) == bool(passes._answers) == fixed
+            assert all(one._prompts for one in passes._answers.values())
+    assert found[:2] == found[2:4] == found[4:]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_model_that_fits_no_fixed_shape_answers_all_the_same(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recorded: bool,
+    without_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pages in bfloat16 under weights in float32 are gathered; what was begun is done as passes come, and it is said once."""
+    monkeypatch.setattr("reattention_core.trusted.examine", lambda engine: Trusted([Head(1, 0, 1.0)], 1))
+    with Engine(model, tokenizer, Config(cuda_graphs=recorded, stop=(), cache_dtype="bfloat16")) as engine:
+        corpus = engine.ingest(["The fox lives in the wood.", "Seals: sea."], progress=False)
+        answers = [corpus.ask("Who lives in the sea?", max_new_tokens=3, stop=()).text for _ in range(2)]
+        monkeypatch.setattr("reattention_core.graphs.Graphs.possible", staticmethod(lambda pages: False))
+        corpus = engine.ingest(["The fox lives in the wood.", "Seals: sea."], progress=False)
+        assert answers == [corpus.ask("Who lives in the sea?", max_new_tokens=3, stop=()).text] * 2
+    said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
+    assert len(said) == recorded, said
+
+
+@pytest.mark.gpu
+def test_passes_that_are_recorded_and_passes_that_are_not_agree_in_every_bit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In bfloat16, where a product of another shape would round otherwise: the likelihood of every token drawn."""
+    model = model.to("cuda", torch.bfloat16)
+    found, drawn = [], list[torch.Tensor]()
+
+    def keep(self: object, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        drawn.append(scores.clone())
+        return scores
+
+    monkeypatch.setattr("reattention_core.generate.Numbers.__call__", keep)
+    for recorded in (False, True, True):
+        drawn.clear()
+        monkeypatch.setenv("REATTENTION_HOME", str(tmp_path / str(recorded)))
+        with Engine(model, tokenizer, Config(cuda_graphs=recorded, stop=())) as engine:
+            corpus = engine.ingest(DOCUMENTS, progress=False)
+            answers = [
+                corpus.ask(question, max_new_tokens=24, stop=()) for question in ("Where does the fox live?", "Where?")
+            ]
+        found.append(([[source.score for source in answer.sources] for answer in answers], torch.cat(drawn)))
+    for scores, drawn_scores in found[1:]:
+        assert scores == found[0][0]
+        assert torch.equal(drawn_scores, found[0][1])

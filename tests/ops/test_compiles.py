@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 KERNELS = {
     "_maxima_kernel",
     "_code_kernel",
-    "_best_tiles_kernel",
+    "_best_spans_kernel",
     "_best_keys_kernel",
     "_one_per_block_kernel",
     "_count_kernel",

@@ -75,8 +75,15 @@ def question(
     )  # fmt: skip
 
 
+def rounded(operation: Operation, given: dict[str, Any]) -> float:
+    """How far a result may be off since the kernel keeps the masses of 16-bit queries in bfloat16, but for the interpreter."""
+    query = given["query"]
+    return 2e-3 if operation is kernel and query.is_cuda and query.dtype != torch.float32 else 0.0
+
+
 def check(name: str, operation: Operation, given: dict[str, Any], ratio: float = 1e-5) -> torch.Tensor:
     """The result, after its memory held NaN, against float64; each row sums to 1, and empty pages have exactly 0."""
+    ratio = max(ratio, rounded(operation, given))
     with poisoned(str(given["query"].device)):
         ours = operation(**given)
     clean = given | {"key": given["key"].nan_to_num(0.0)}
@@ -206,8 +213,8 @@ def test_keys_of_an_index(device: str, operation: Operation, dtype: torch.dtype,
     index, stands_for = indexed(given["key"], given["filled"], dtype)
     with poisoned(device):
         ours = operation(**given | {"key": index})
-    assert_close("index", ours, exact(**given | {"key": stands_for}), 1e-4)
-    assert_close("sum", ours.sum(-1), torch.ones(6, device=device), 1e-5)
+    assert_close("index", ours, exact(**given | {"key": stands_for}), max(1e-4, rounded(operation, given)))
+    assert_close("sum", ours.sum(-1), torch.ones(6, device=device), max(1e-5, rounded(operation, given)))
     assert (ours[:, 1] == 0).all()
     some = operation(**given | {"key": index}, heads=[4, 1], weights=torch.tensor([2.0, 3.0], device=device))
     assert_close("some heads", some, ours[[4, 1]] * torch.tensor([[2.0], [3.0]], device=device), 1e-6)
@@ -270,13 +277,15 @@ def test_tiles_without_a_key_before_the_first(device: str, operation: Operation)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("jump", [0.0, 85.0, 200.0, 1000.0])
 @pytest.mark.parametrize("programs", [1, 1056])
+@pytest.mark.parametrize("dim", [64, 128])
 def test_totals_too_large_for_the_hopper_kernel_are_counted_again(
-    programs: int, jump: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dim: int, programs: int, jump: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles without a key, then a partly filled one, then a score far above it for one row of all; three row blocks."""
     if torch.cuda.get_device_capability()[0] == 9:
-        monkeypatch.setattr(import_module("reattention_kernels.evidence.hopper_kernel"), "PROGRAMS", programs)
-    given = question("cuda", [0] * 9 + [3, 0, 32, 31] + [32] * 30, groups=2, repeats=4, rows=40, dim=128, dtype=dtype)
+        hopper = import_module("reattention_kernels.evidence.hopper_kernel")
+        monkeypatch.setitem(hopper.CUTS, dim, hopper.CUTS[dim]._replace(programs=programs))
+    given = question("cuda", [0] * 9 + [3, 0, 32, 31] + [32] * 30, groups=2, repeats=4, rows=40, dim=dim, dtype=dtype)
     given["query"] *= 0.1
     given["query"][:, :, 0], given["key"][..., 0] = 0.0, 0.0
     given["query"][1, 7, 0], given["key"][:, 20, 5, 0] = 1.0, jump / given["scaling"]

@@ -310,6 +310,7 @@ def test_scores_far_beyond_the_range_of_an_exponential(device: str) -> None:
 
 
 @on_devices
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered")  # numpy's, in the interpreter
 def test_a_window_beyond_the_table_of_angles_is_not_a_number(device: str) -> None:
     given = window(device, repeats=2, rows=3)
     width = int(given["table"].total) + 11

@@ -38,7 +38,7 @@ def coded(key: torch.Tensor, dtype: torch.dtype) -> KeyIndex:
         for repeats, dim in ((3, 64), (4, 128), (1, 80), (1, 256))
         for masked in (False, True)
     ]
-    + [(2, 4, 256, 128, 8192, torch.float8_e4m3fn, 0.95, masked) for masked in (False, True)],
+    + [(2, 4, 256, dim, 8192, torch.float8_e4m3fn, 0.98, masked) for dim in (64, 128, 256) for masked in (False, True)],
 )  # fmt: skip
 def test_an_index_finds_nearly_all_keys(
     device: str, groups: int, repeats: int, rows: int, dim: int, n: int, dtype: torch.dtype, least: float, masked: bool
@@ -58,16 +58,16 @@ def test_an_index_finds_nearly_all_keys(
     assert allowed is None or allowed[indices].all()
 
 
-@on_devices(cpu=[()], cuda=[()])
-def test_an_index_over_keys_with_few_that_are_allowed(device: str) -> None:
+@on_devices("dtype", cpu=[(torch.int8,)], cuda=[(torch.int8,), (torch.float8_e4m3fn,)])
+def test_an_index_over_keys_with_few_that_are_allowed(device: str, dtype: torch.dtype) -> None:
     """Pages that were never written have keys of anything and codes and scales of zero or of anything finite."""
     key = whole(1, 1, 160, 16, low=-9, high=10).to(device, torch.bfloat16)
-    index = coded(key, torch.int8)
+    index = coded(key, dtype)
     allowed = (torch.arange(160) % 32 < 2) & (torch.arange(160) < 70)
     query = whole(1, 2, 2, 16).to(device, torch.bfloat16)
     expected = by_sorting(query, key, 4, allowed)
     key[:, :, ~allowed.to(device)] = NAN
-    index.codes[:, 3:], index.scale[:, 3:] = 127, 1e9
+    index.codes[:, 3:], index.scale[:, 3:] = torch.tensor(127).to(dtype), 1e9
     scores, indices = kernel(query, key, 4, allowed.to(device), index)
     # Six keys in three pages: every block that holds one is looked through.
     assert (scores.flatten().tolist(), indices.flatten().tolist()) == expected

@@ -6,6 +6,8 @@ accelerator fetch tiles of keys into a ring; each group waits for a tile, starts
 the exponentials of the last. No group waits for another, so that one multiplies while another takes exponentials.
 """
 
+from typing import NamedTuple
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -24,16 +26,30 @@ async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 _ROWS = 64
 """Rows of a warp group: what its tensor cores multiply at a time."""
 ROWS = gl.constexpr(_ROWS)
-GROUPS = 3
-"""Warp groups at most: together with the fetching warp they have all registers of a multiprocessor."""
 WIDTH = 64
 """Keys of a tile."""
 STAGES = 4
 """Tiles that may be on their way or waiting to be read."""
-REGISTERS = 152
-"""Of each thread of a group, the fetching warp giving up its own."""
-PROGRAMS = 528
-"""The pages are shared among about this many programs, of which a multiprocessor runs one at a time."""
+
+
+class Cut(NamedTuple):
+    """How the work is cut up, as measured on an H100.
+
+    Attributes:
+        groups: warp groups of a program at most.
+        registers: of each thread of a group, the fetching warp giving up its own.
+        launched: registers of a thread before they are given up: with few enough, two programs share a multiprocessor.
+        programs: the pages are shared among about this many.
+    """
+
+    groups: int
+    registers: int
+    launched: int | None
+    programs: int
+
+
+CUTS = {128: Cut(3, 152, None, 264), 64: Cut(2, 96, 72, 264)}
+"""By D."""
 
 
 def suits(query: torch.Tensor, codes: torch.Tensor, wide: int) -> bool:
@@ -42,21 +58,22 @@ def suits(query: torch.Tensor, codes: torch.Tensor, wide: int) -> bool:
     return (
         query.dtype == codes.dtype
         and query.dtype in (torch.bfloat16, torch.float16)
-        and (size, dim) == (32, 128)
+        and size == 32
+        and dim in CUTS
         and wide > _ROWS
         and codes.stride(0) % dim == 0
         and codes.data_ptr() % 16 == 0
     )
 
 
-def padded_rows(wide: int) -> int:
+def padded_rows(wide: int, dim: int) -> int:
     """Rows that are computed where `wide` are wanted."""
-    together = _ROWS * _groups(wide)
+    together = _ROWS * _groups(wide, dim)
     return -(-wide // together) * together
 
 
-def _groups(wide: int) -> int:
-    return min(GROUPS, -(-wide // _ROWS))
+def _groups(wide: int, dim: int) -> int:
+    return min(CUTS[dim].groups, -(-wide // _ROWS))
 
 
 def page_masses(
@@ -79,7 +96,7 @@ def page_masses(
         filled: [P] int64.
         heads: [S] int32, the key heads that are read.
         rows: [S, R] int32, the rows of `query` scored with each; -1 fills up.
-        masses: [S, P, padded] float32.
+        masses: [S, P, padded] float32 or bfloat16.
         totals: [S, splits, padded] float32.
         bases: like `totals`.
         keys_each: keys of a share, a multiple of WIDTH.
@@ -87,7 +104,7 @@ def page_masses(
     """
     groups, pages, size, dim = codes.shape
     wide = rows.shape[1]
-    blocks = _groups(wide)
+    blocks, cut = _groups(wide, dim), CUTS[dim]
     number = gl.bfloat16 if codes.dtype == torch.bfloat16 else gl.float16
     layout = gl.NVMMASharedLayout.get_default_for([WIDTH, dim], number)
     # All heads as one list of keys: a head's begin at a multiple of its stride.
@@ -95,7 +112,8 @@ def page_masses(
     keys = TensorDescriptor(codes, [(groups - 1) * stride + pages * size, dim], [dim, 1], [WIDTH, dim], layout)
     _masses_kernel[(masses.shape[2] // (blocks * _ROWS), len(heads), totals.shape[1])](
         query, keys, filled, heads, rows, masses, totals, bases, wide, pages, keys_each // WIDTH, sharpness, stride,
-        DIM=dim, BLOCKS=blocks, WIDTH=WIDTH, SIZE=size, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=4,
+        DIM=dim, BLOCKS=blocks, WIDTH=WIDTH, SIZE=size, STAGES=STAGES, REGISTERS=cut.registers,
+        num_warps=4, maxnreg=cut.launched,
     )  # fmt: skip
 
 
@@ -153,7 +171,8 @@ def _weigh(
         mass = gl.sum(_power(gl.where(seen[None, :, :], powers, float("-inf")), False), 2)
     pages = tile * PAGES + of_tile
     at = pages.to(gl.int64) * padded
-    gl.store(masses + at[None, :] + slots[:, None], mass, mask=(pages < n_pages)[None, :] & inside[:, None])
+    stored = mass.to(masses.dtype.element_ty)
+    gl.store(masses + at[None, :] + slots[:, None], stored, mask=(pages < n_pages)[None, :] & inside[:, None])
     return gl.sum(mass, 1)
 
 

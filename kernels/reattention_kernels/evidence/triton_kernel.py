@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from reattention_kernels.key_index import KeyIndex
-from reattention_kernels.launch import INTERPRETED, next_power, stages
+from reattention_kernels.launch import INTERPRETED, next_power, overlaps, stages
 
 TILE = 128
 """Keys scored at a time."""
@@ -63,9 +63,8 @@ def page_evidence(
     if pages * size * dim >= 2**31:
         raise NotImplementedError(f"{pages * size:,} keys of {dim} numbers: the kernel counts to 2**31")
     wanted = tuple(range(every)) if heads is None else tuple(heads)
-    mean = torch.zeros(len(wanted), pages, device=query.device)
     if not wanted or not pages or not rows:
-        return mean
+        return torch.zeros(len(wanted), pages, device=query.device)
     # Pages may be a slice of more; within a key head they lie side by side.
     codes = codes if codes[0].is_contiguous() else codes.contiguous()
     scale = scale if scale is None or scale.stride(1) == 1 else scale.contiguous()
@@ -82,16 +81,20 @@ def page_evidence(
     query = (query if scale is None else query.to(torch.bfloat16)).contiguous()
     hopper = _on_hopper(query, codes, wide)
     if hopper is not None:
-        height, padded = 64, hopper.padded_rows(wide)
+        height, padded = 64, hopper.padded_rows(wide, dim)
     row_blocks = triton.cdiv(padded, height)
     tiles = triton.cdiv(pages * size, width)
-    # Each program walks a share of the tiles, a power of two of them.
-    programs = triton.cdiv(PROGRAMS, sets * row_blocks) if hopper is None else triton.cdiv(hopper.PROGRAMS, sets)
-    each = max(2, next_power(triton.cdiv(tiles, programs)))
+    # Each program walks a share of the tiles: few of them, or a multiple of what is averaged at a time.
+    programs = max(1, PROGRAMS // row_blocks) if hopper is None else hopper.CUTS[dim].programs
+    each, averaged = triton.cdiv(tiles * sets, programs), AVERAGED * size // width
+    each = max(2, next_power(each)) if each <= averaged else triton.cdiv(each, averaged) * averaged
     splits, together = triton.cdiv(tiles, each), min(AVERAGED, each * (width // size))
-    masses = torch.empty(sets, pages, padded, device=query.device)
+    mean = torch.empty(len(wanted), pages, device=query.device)
+    # In bfloat16 half the bytes are written and read again, for an error of 3e-4 of the result (RMS).
+    kept = torch.float32 if query.dtype == torch.float32 or INTERPRETED else torch.bfloat16
+    masses = torch.empty(sets, pages, padded, dtype=kept, device=query.device)
     totals, bases = torch.empty(2, sets, splits, padded, device=query.device)
-    sharpness = scaling * LOG2E
+    sharpness, overlapped = scaling * LOG2E, overlaps(query.device)
     if hopper is not None:
         hopper.page_masses(query, codes, filled, plan.groups, plan.rows, masses, totals, bases, each * width, sharpness)
     _page_masses[(row_blocks, sets, splits)](
@@ -121,13 +124,25 @@ def page_evidence(
         AS_FLOAT=INTERPRETED or in_float32,
         AGAIN=hopper is not None,
         INTERPRETED=INTERPRETED,
+        OVERLAPPED=overlapped,
+        launch_pdl=overlapped and hopper is not None,
         num_warps=4,
         num_stages=stages(
             query.device, width * next_power(dim) * codes.itemsize, height * next_power(dim) * query.itemsize
         ),
     )
     factors = torch.empty_like(bases)
-    _row_factors[(padded // 4, sets)](totals, bases, factors, splits, padded, SPLITS=next_power(splits), ROWS=4)
+    _row_factors[(padded // 4, sets)](
+        totals,
+        bases,
+        factors,
+        splits,
+        padded,
+        SPLITS=next_power(splits),
+        ROWS=4,
+        OVERLAPPED=overlapped,
+        launch_pdl=overlapped,
+    )
     _mean_mass[(triton.cdiv(pages, together), len(wanted))](
         masses,
         factors,
@@ -143,7 +158,9 @@ def page_evidence(
         PAGES=together,
         WEIGHTED=weights is not None,
         ALIGNED=rows % 4 == 0,
+        OVERLAPPED=overlapped,
         num_warps=4,
+        launch_pdl=overlapped,
     )
     return mean
 
@@ -189,7 +206,12 @@ def _page_masses(
     n_rows, n_pages, tiles_each, sharpness, key_group, scale_group,
     dim: tl.constexpr, DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
     INDEXED: tl.constexpr, AS_FLOAT: tl.constexpr, AGAIN: tl.constexpr, INTERPRETED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        tl.extra.cuda.gdc_launch_dependents()
+        if AGAIN:
+            tl.extra.cuda.gdc_wait()
     PAGES: tl.constexpr = WIDTH // SIZE
     slots = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     padded = tl.num_programs(0) * HEIGHT
@@ -247,9 +269,13 @@ def _page_masses(
             pages = tile * PAGES + of_tile
             out = (own * n_pages + pages) * padded
             if EVEN:
-                tl.store(masses + out[None, :] + slots[:, None], mass)
+                tl.store(masses + out[None, :] + slots[:, None], mass.to(masses.dtype.element_ty))
             else:
-                tl.store(masses + out[None, :] + slots[:, None], mass, mask=(pages < n_pages)[None, :])
+                tl.store(
+                    masses + out[None, :] + slots[:, None],
+                    mass.to(masses.dtype.element_ty),
+                    mask=(pages < n_pages)[None, :],
+                )
             total += tl.sum(mass, 1)
         passes += 1
         high = (total > LARGE) & (passes < PASSES)
@@ -295,8 +321,13 @@ def _scores(
 
 
 @triton.jit
-def _row_factors(totals, bases, factors, splits, padded, SPLITS: tl.constexpr, ROWS: tl.constexpr):
+def _row_factors(
+    totals, bases, factors, splits, padded, SPLITS: tl.constexpr, ROWS: tl.constexpr, OVERLAPPED: tl.constexpr
+):
     """What each share's masses must be multiplied by, so that a row's sum to 1."""
+    if OVERLAPPED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slots = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     share = tl.arange(0, SPLITS)
     at = (tl.program_id(1) * splits + share[:, None]) * padded + slots[None, :]
@@ -315,7 +346,10 @@ def _row_factors(totals, bases, factors, splits, padded, SPLITS: tl.constexpr, R
 def _mean_mass(
     masses, factors, places, weights, mean, n_rows, n_pages, splits, pages_each, padded,
     ROWS: tl.constexpr, PAGES: tl.constexpr, WEIGHTED: tl.constexpr, ALIGNED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        tl.extra.cuda.gdc_wait()
     pages = tl.program_id(0) * PAGES + tl.arange(0, PAGES)
     head = tl.program_id(1)
     own = tl.load(places + head * 2).to(tl.int64)
@@ -328,7 +362,7 @@ def _mean_mass(
     # A program's pages all lie in one share.
     unit = (own * splits + tl.program_id(0) * PAGES // pages_each) * padded + slots
     factor = tl.load(factors + unit, mask=rows < n_rows, other=0.0)
-    share = tl.sum(mass * factor[None, :], 1) / n_rows
+    share = tl.sum(mass.to(tl.float32) * factor[None, :], 1) / n_rows
     if WEIGHTED:
         share = share * tl.load(weights + head)
     tl.store(mean + head.to(tl.int64) * n_pages + pages, share, mask=pages < n_pages)

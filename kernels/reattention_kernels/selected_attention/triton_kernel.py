@@ -14,13 +14,13 @@ import torch
 import triton
 import triton.language as tl
 
-from reattention_kernels.launch import INTERPRETED, next_power
+from reattention_kernels.launch import INTERPRETED, next_power, overlaps
 from reattention_kernels.selected_attention.page_table import PageTable
 
 PROGRAMS_PER_SM = 3
 """The window is split until there are about this many programs for each multiprocessor."""
 
-MERGED = 64
+MERGED = 256
 """Parts of a window at most: the merge kernel reads them all at once."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -29,9 +29,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _turned(
     token, position, on, cos, sin, stride, n_positions,
-    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] float32 each."""
+    """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] each."""
     if INTERLEAVED:
         # Loaded side by side, so that a load takes 16 bytes, and parted in registers.
         dim = tl.arange(0, 2 * PAIRS)[None, :]
@@ -41,13 +41,50 @@ def _turned(
         pair = tl.arange(0, PAIRS)[None, :]
         a = tl.load(token[:, None] + pair * stride, mask=on[:, None] & (pair < HALF), other=0.0)
         b = tl.load(token[:, None] + (pair + HALF) * stride, mask=on[:, None] & (pair < HALF), other=0.0)
-    a, b = a.to(tl.float32), b.to(tl.float32)
     pair = tl.arange(0, PAIRS)[None, :]
     angle = position[:, None] * HALF + pair
     known = (on & (position < n_positions))[:, None] & (pair < HALF)
-    c = tl.load(cos + angle, mask=known, other=0.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
-    return a * c - b * s, b * c + a * s
+    c = tl.load(cos + angle, mask=known, other=0.0)
+    s = tl.load(sin + angle, mask=known, other=0.0)
+    if PACKED and a.dtype == c.dtype and a.dtype.primitive_bitwidth == 16:
+        return _turned_in_pairs(a, b, c, s)
+    else:
+        a, b, c, s = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), s.to(tl.float32)
+        return a * c - b * s, b * c + a * s
+
+
+@triton.jit
+def _turned_in_pairs(a, b, c, s):
+    """The same in the 16 bits that all have, two numbers an instruction; each product is rounded, as the stock model's are.
+
+    A product is an addition to -0, since compute capability 8.0 has no other.
+    """
+    if a.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 zero, minus, part;
+            mov.b32 zero, 0x80008000;
+            neg.bf16x2 minus, $5;
+            fma.rn.bf16x2 part, $3, minus, zero;
+            fma.rn.bf16x2 $0, $2, $4, part;
+            fma.rn.bf16x2 part, $2, $5, zero;
+            fma.rn.bf16x2 $1, $3, $4, part;
+            }""",
+            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 zero, minus, part;
+            mov.b32 zero, 0x80008000;
+            neg.f16x2 minus, $5;
+            fma.rn.f16x2 part, $3, minus, zero;
+            fma.rn.f16x2 $0, $2, $4, part;
+            fma.rn.f16x2 part, $2, $5, zero;
+            fma.rn.f16x2 $1, $3, $4, part;
+            }""",
+            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -63,11 +100,14 @@ def _attend_tile(
     key, value, position, inside, cos, sin, key_stride, value_stride, n_positions, scaling,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     REST: tl.constexpr, INTERLEAVED: tl.constexpr, SLIDING: tl.constexpr, SOFTCAP: tl.constexpr, OPERAND: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """One step of online softmax over the tokens that `key` and `value` [N] point to; state and scores in log2 units."""
     scores = tl.zeros([own.shape[0], inside.shape[0]], tl.float32)
     if HALF > 0:
-        first, second = _turned(key, position, inside, cos, sin, key_stride, n_positions, HALF, PAIRS, INTERLEAVED)
+        first, second = _turned(
+            key, position, inside, cos, sin, key_stride, n_positions, HALF, PAIRS, INTERLEAVED, PACKED
+        )
         scores = tl.dot(q_first, tl.trans(first.to(OPERAND)), scores, input_precision="ieee")
         scores = tl.dot(q_second, tl.trans(second.to(OPERAND)), scores, input_precision="ieee")
     if REST > 0:
@@ -121,6 +161,7 @@ def _attend_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     # The interpreter computes in numpy, which has no bfloat16: a dot of it would be garbage there.
     OPERAND: tl.constexpr = tl.float32 if INTERPRETED else query.dtype.element_ty
+    PACKED: tl.constexpr = not INTERPRETED
     split, splits = tl.program_id(1), tl.num_programs(1)
     # Key-value heads are neighbours in the grid: they read the same rows of the cosine table at the same time.
     group = tl.program_id(0) % groups
@@ -140,7 +181,7 @@ def _attend_kernel(
     q_first, q_second, q_rest = 0.0, 0.0, 0.0
     if HALF > 0:
         q_first, q_second = _turned(
-            at, own, real & (own >= 0), cos, sin, query_d, n_positions, HALF, PAIRS, INTERLEAVED
+            at, own, real & (own >= 0), cos, sin, query_d, n_positions, HALF, PAIRS, INTERLEAVED, PACKED
         )
         # A window beyond the table of angles must be seen in the result, not read beyond the table's end.
         q_first = tl.where((own < n_positions)[:, None], q_first, float("nan")).to(OPERAND)
@@ -173,7 +214,7 @@ def _attend_kernel(
             key_pages + group * key_g + page * key_p + place * key_t,
             value_pages + group * value_g + page * value_p + place * value_t,
             position, inside, cos, sin, key_d, value_d, n_positions, scaling,
-            DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND,
+            DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND, PACKED,
         )  # fmt: skip
         page, place, position, inside = following
 
@@ -190,7 +231,7 @@ def _attend_kernel(
             tail_key + batch * tail_key_b + group * tail_key_g + token * tail_key_m,
             tail_value + batch * tail_value_b + group * tail_value_g + token * tail_value_m,
             position, inside, cos, sin, tail_key_d, tail_value_d, n_positions, scaling,
-            DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND,
+            DIM, VALUE_DIM, VALUES, HALF, PAIRS, REST, INTERLEAVED, SLIDING, SOFTCAP, OPERAND, PACKED,
         )  # fmt: skip
 
     share = tl.where(mass == 0, 1.0, mass)
@@ -271,12 +312,6 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-@lru_cache
-def _overlaps(device: torch.device) -> bool:
-    """Whether a kernel may be launched while the one before it still runs (programmatic dependent launch)."""
-    return not INTERPRETED and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def _padded(dims: int) -> int:
     """The power of two that a dot takes `dims` dimensions in; 0 for none."""
     return max(16, next_power(dims)) if dims else 0
@@ -326,7 +361,7 @@ def attend_selected(
         parts = out.new_empty(splits, *out.shape, dtype=torch.float32)
         lse = out.new_empty(splits, batch, rows, heads, dtype=torch.float32)
     part_s, part_b, part_q, part_h, _ = parts.stride()
-    overlapped = splits > 1 and _overlaps(query.device)
+    overlapped = splits > 1 and overlaps(query.device)
     with torch.cuda.device_of(query):
         _attend_kernel[(n_programs, splits)](
             query, key_pages, value_pages, table.pages, table.starts, table.total, tail_key, tail_value,
@@ -342,7 +377,7 @@ def attend_selected(
         if lse is not None:
             n_rows = batch * rows * heads
             _merge_kernel[(n_rows,)](
-                parts, lse, out, splits, n_rows, values, _padded(values), MERGED, overlapped,
+                parts, lse, out, splits, n_rows, values, _padded(values), next_power(splits), overlapped,
                 num_warps=4, launch_pdl=overlapped,
             )  # fmt: skip
     return out.transpose(1, 2)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from reattention_kernels.key_index import KeyIndex
@@ -15,6 +16,8 @@ from reattention_kernels.launch import INTERPRETED, next_power, stages
 
 PAGE = tl.constexpr(32)
 """Keys that share a scale in an index."""
+SPAN = 512
+"""Keys whose best is kept besides, so that few numbers tell which blocks are worth a look; a multiple of every tile."""
 
 
 class Shape(NamedTuple):
@@ -59,17 +62,19 @@ def block_maxima(
     index: KeyIndex | None,
     shape: Shape,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest score of each block and of each tile of keys: [B·G, blocks, R] and [B·G, tiles, R] float32."""
+    """The largest score of each block and of each span of keys: [B·G, blocks, R] and [B·G, spans, R] float32."""
     sets, rows, dim = query.shape
     groups, n = key.shape[1], key.shape[2]
     tiles = triton.cdiv(n, shape.tile)
     maxima = torch.empty(sets, tiles * (shape.tile // shape.block), rows, device=query.device)
-    tops = maxima if shape.block == shape.tile else torch.empty(sets, tiles, rows, device=query.device)
+    together = SPAN // shape.tile
+    tops = torch.empty(sets, triton.cdiv(tiles, together), rows, device=query.device)
     height = min(shape.rows, max(16, next_power(rows)))
     row_blocks = triton.cdiv(rows, height)
     # Enough programs to fill a large GPU several times over; each walks its share of the tiles.
     splits = min(tiles, max(1, triton.cdiv(2048, row_blocks * sets)))
     scored, scale = (key, query) if index is None else (index.codes.flatten(1, 2)[None], index.scale.contiguous())
+    narrow = scored.dtype == torch.float8_e4m3fn and not INTERPRETED and dim <= 128
     asked = query if index is None else _coded(query, scored.dtype)
     width = next_power(max(dim, 32))
     fetched = _descriptor(scored, shape.tile, width)
@@ -77,13 +82,14 @@ def block_maxima(
         asked,
         scored if fetched is None else fetched,
         scale,
+        _units(scale, allowed) if narrow else scale,
         allowed if allowed is not None else query,
         maxima,
         tops,
         rows,
         n,
         groups,
-        triton.cdiv(tiles, splits),
+        triton.cdiv(triton.cdiv(tiles, splits), together) * together,
         asked.stride(0),
         scored.stride(0),
         scored.stride(1),
@@ -94,6 +100,7 @@ def block_maxima(
         HEIGHT=height,
         WIDTH=shape.tile,
         SUB=shape.block,
+        TOGETHER=together,
         MASKED=allowed is not None,
         INDEXED=index is not None,
         DESCRIBED=fetched is not None,
@@ -101,12 +108,21 @@ def block_maxima(
         # the interpreter, which cannot multiply bfloat16.
         AS_FLOAT=exact_in_float32(asked, scored) or (INTERPRETED and asked.dtype != torch.int8),
         LOWEST=-(2**31) if scored.dtype == torch.int8 else float("-inf"),
+        NARROW=narrow,
         num_warps=shape.warps,
         num_stages=stages(
             query.device, shape.tile * width * scored.itemsize, height * width * asked.itemsize, shape.stages
         ),
     )
     return maxima, tops
+
+
+def _units(scale: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
+    """The largest scale [G] of pages that hold a key which may be chosen: what others hold may be anything."""
+    if allowed is not None:
+        pages = pad(allowed, (0, -len(allowed) % PAGE.value)).view(-1, PAGE.value).any(1)
+        scale = scale[:, : len(pages)].where(pages, 0.0)
+    return scale.amax(1).clamp(min=1e-30)
 
 
 def _descriptor(key: torch.Tensor, tile: int, width: int) -> TensorDescriptor | None:
@@ -126,7 +142,7 @@ def _coded(query: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Queries [B·G, R, D] in 8 bits, each row scaled to the type's range: a factor on a row does not change its order."""
     sets, rows, dim = query.shape
     coded = torch.empty(sets, rows, dim, dtype=dtype, device=query.device)
-    top = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    top = 127.0 if dtype == torch.int8 else 1.0
     _code_kernel[(rows, sets)](
         query,
         coded,
@@ -158,6 +174,7 @@ def _maxima_kernel(
     query,
     key,
     scale,
+    units,
     allowed,
     maxima,
     tops,
@@ -175,11 +192,13 @@ def _maxima_kernel(
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     SUB: tl.constexpr,
+    TOGETHER: tl.constexpr,
     MASKED: tl.constexpr,
     INDEXED: tl.constexpr,
     DESCRIBED: tl.constexpr,
     AS_FLOAT: tl.constexpr,
     LOWEST: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
     rows = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     own = tl.program_id(1).to(tl.int64)
@@ -196,26 +215,45 @@ def _maxima_kernel(
     if not DESCRIBED:
         key = key + own // groups * key_batch + group * key_group
     scale += group * scale_group
+    unit = 1.0
+    if NARROW:
+        unit = 1.0 / tl.load(units + group)
     # What stands beside the keys is fetched a tile ahead, so that no tile waits for it.
-    seen, factor = _beside(allowed, scale, first, n_keys, WIDTH, MASKED, INDEXED)
+    seen, factor = _beside(allowed, scale, unit, first, n_keys, WIDTH, MASKED, INDEXED, NARROW)
+    tops += own * tl.cdiv(n_tiles, TOGETHER) * n_rows + rows
+    best = tl.full((HEIGHT,), float("-inf"), tl.float32)
     for tile in range(first, whole):
-        seen_next, factor_next = _beside(allowed, scale, tile + 1, n_keys, WIDTH, MASKED, INDEXED)
-        _score_tile(
-            q, key, maxima, tops, tile, seen, factor, rows, own, group, n_rows, n_keys, n_tiles, key_token,
-            dim, DIM, HEIGHT, WIDTH, SUB, MASKED, INDEXED, DESCRIBED, AS_FLOAT, LOWEST,
+        seen_next, factor_next = _beside(allowed, scale, unit, tile + 1, n_keys, WIDTH, MASKED, INDEXED, NARROW)
+        top = _score_tile(
+            q, key, maxima, tile, seen, factor, rows, own, group, n_rows, n_keys, n_tiles, key_token,
+            dim, DIM, HEIGHT, WIDTH, SUB, MASKED, INDEXED, DESCRIBED, AS_FLOAT, LOWEST, NARROW,
         )  # fmt: skip
+        best = _span(best, top, tops, tile, last, rows, n_rows, TOGETHER)
         seen, factor = seen_next, factor_next
     for tile in range(tl.maximum(first, whole), last):
-        seen, factor = _beside(allowed, scale, tile, n_keys, WIDTH, MASKED, INDEXED)
+        seen, factor = _beside(allowed, scale, unit, tile, n_keys, WIDTH, MASKED, INDEXED, NARROW)
         seen = seen & (tile * WIDTH + tl.arange(0, WIDTH) < n_keys)
-        _score_tile(
-            q, key, maxima, tops, tile, seen, factor, rows, own, group, n_rows, n_keys, n_tiles, key_token,
-            dim, DIM, HEIGHT, WIDTH, SUB, True, INDEXED, DESCRIBED, AS_FLOAT, LOWEST,
+        top = _score_tile(
+            q, key, maxima, tile, seen, factor, rows, own, group, n_rows, n_keys, n_tiles, key_token,
+            dim, DIM, HEIGHT, WIDTH, SUB, True, INDEXED, DESCRIBED, AS_FLOAT, LOWEST, NARROW,
         )  # fmt: skip
+        best = _span(best, top, tops, tile, last, rows, n_rows, TOGETHER)
 
 
 @triton.jit
-def _beside(allowed, scale, tile, n_keys, WIDTH: tl.constexpr, MASKED: tl.constexpr, INDEXED: tl.constexpr):
+def _span(best, top, tops, tile, last, rows, n_rows, TOGETHER: tl.constexpr):
+    """The best of a span so far, with a tile's; stored, and begun anew, behind the span's last tile."""
+    best = tl.maximum(best, top)
+    ended = ((tile + 1) % TOGETHER == 0) | (tile + 1 == last)
+    tl.store(tops + tile // TOGETHER * n_rows, best, mask=(rows < n_rows) & ended)
+    return tl.where(ended, float("-inf"), best)
+
+
+@triton.jit
+def _beside(
+    allowed, scale, unit, tile, n_keys,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, INDEXED: tl.constexpr, NARROW: tl.constexpr,
+):  # fmt: skip
     """Which keys of a tile may be chosen [WIDTH], and the scales of its pages [WIDTH // PAGE]."""
     tokens = tile * WIDTH + tl.arange(0, WIDTH)
     pages = tile * (WIDTH // PAGE) + tl.arange(0, WIDTH // PAGE)
@@ -225,6 +263,10 @@ def _beside(allowed, scale, tile, n_keys, WIDTH: tl.constexpr, MASKED: tl.conste
         seen = tl.load(allowed + tokens, mask=tokens < n_keys, other=0) != 0
     if INDEXED:
         factor = tl.load(scale + pages, mask=pages * PAGE < n_keys, other=1.0)
+    if (
+        NARROW
+    ):  # as a part of the largest scale, which half precision holds; a factor on all keys does not change their order
+        factor = tl.maximum(factor * unit, 0.0001)
     return seen, factor
 
 
@@ -238,11 +280,39 @@ def _in_float32(x):
 
 
 @triton.jit
+def _larger(a, b):
+    """The larger of each two numbers in half precision, two pairs an instruction."""
+    return tl.inline_asm_elementwise("max.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float16, is_pure=True, pack=2)
+
+
+@triton.jit
+def _scaled(a, factor):
+    """Numbers in half precision times a factor, two an instruction."""
+    factor, a = tl.broadcast(factor, a)
+    return tl.inline_asm_elementwise(
+        "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [a, factor], dtype=tl.float16, is_pure=True, pack=2
+    )
+
+
+@triton.jit
+def _largest(x, N: tl.constexpr):
+    """The largest over the third dimension, of 1, 2 or 4 numbers."""
+    if N == 4:
+        parted = tl.reshape(x, (x.shape[0], x.shape[1], 2, 2, x.shape[3], x.shape[4]))
+        first, second = tl.split(tl.permute(parted, (0, 1, 2, 4, 5, 3)))
+        x = _larger(first, second)
+    if N > 1:
+        first, second = tl.split(tl.permute(x, (0, 1, 3, 4, 2)))
+        return _larger(first, second)
+    else:
+        return tl.reshape(x, (x.shape[0], x.shape[1], x.shape[3], x.shape[4]))
+
+
+@triton.jit
 def _score_tile(
     q,
     key,
     maxima,
-    tops,
     tile,
     seen,
     factor,
@@ -263,8 +333,9 @@ def _score_tile(
     DESCRIBED: tl.constexpr,
     AS_FLOAT: tl.constexpr,
     LOWEST: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
-    """Score one tile of keys and store the maxima of its blocks and its own."""
+    """Score one tile of keys and store the maxima of its blocks; the tile's own, [HEIGHT]."""
     dims = tl.arange(0, DIM)
     if DESCRIBED:
         k = tl.reshape(key.load([group.to(tl.int32), tile * WIDTH, 0]), (WIDTH, DIM))
@@ -278,11 +349,21 @@ def _score_tile(
             k = tl.load(at, mask=(dims < dim)[None, :], other=0.0)
     if AS_FLOAT:
         scores = tl.dot(q, tl.trans(k.to(tl.float32)), input_precision="ieee")
+    elif NARROW:
+        scores = tl.dot(q, tl.trans(k), out_dtype=tl.float16)
     else:
         scores = tl.dot(q, tl.trans(k))
     if HIDING:
         scores = tl.where(seen[None, :], scores, LOWEST)
-    if INDEXED:
+    if NARROW:
+        # As below, two scores an instruction.
+        parted = tl.reshape(scores, (HEIGHT, WIDTH // PAGE, 2, 2, 4, 2))
+        first, second = tl.split(tl.permute(parted, (0, 1, 4, 5, 3, 2)))
+        first, second = tl.split(_larger(first, second))
+        of_page = _scaled(_larger(first, second), factor[None, :, None, None].to(tl.float16))
+        of_block = _largest(tl.reshape(of_page, (HEIGHT, WIDTH // SUB, SUB // PAGE, 4, 2)), SUB // PAGE)
+        best = tl.max(tl.reshape(of_block.to(tl.float32), (HEIGHT, WIDTH // SUB, 8)), 2)
+    elif INDEXED:
         # Of eight keys in a row the tensor cores leave two to each of four threads. A thread's own scores come first, then
         # its pages', and only then what the four have: an exchange for each page would cost as much as all the maxima.
         parted = tl.permute(tl.reshape(scores, (HEIGHT, WIDTH // PAGE, PAGE // 8, 4, 2)), (0, 1, 3, 2, 4))
@@ -297,5 +378,4 @@ def _score_tile(
     inside = rows < n_rows
     out = ((own * n_tiles + tile) * (WIDTH // SUB) + tl.arange(0, WIDTH // SUB)) * n_rows
     tl.store(maxima + out[None, :] + rows[:, None], best, mask=inside[:, None])
-    if SUB < WIDTH:
-        tl.store(tops + (own * n_tiles + tile) * n_rows + rows, tl.max(best, 1), mask=inside)
+    return tl.max(best, 1)
