@@ -119,6 +119,7 @@ class _Prompt:
             logits: torch.Tensor = out.logits
             return logits
 
+        self._cache = cache  # a graph keeps none of the memory that it reads
         self._run = recording(run, device) if recorded else anew(run, cache)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
@@ -247,11 +248,13 @@ def recording(run: Callable[[], Result], device: torch.device, pool: Any = None)
     Raises:
         RuntimeError: it does what a graph cannot hold, such as waiting for the device.
     """
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        run()  # compiles the kernels and lets libraries allocate
-    torch.cuda.current_stream(device).wait_stream(aside)
+    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    aside.wait_stream(here)
+    try:
+        with torch.cuda.stream(aside):
+            run()  # compiles the kernels and lets libraries allocate
+    finally:  # where it failed too: what it began to write must not be given away under it
+        here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()

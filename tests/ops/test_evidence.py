@@ -76,9 +76,9 @@ def question(
 
 
 def rounded(operation: Operation, given: dict[str, Any]) -> float:
-    """How far a result may be off since the kernel keeps the masses of 16-bit queries in bfloat16, but for the interpreter."""
+    """How far a result may be off since the kernel rounds the masses of 16-bit queries to bfloat16, but for the interpreter."""
     query = given["query"]
-    return 2e-3 if operation is kernel and query.is_cuda and query.dtype != torch.float32 else 0.0
+    return 2**-8 if operation is kernel and query.is_cuda and query.dtype != torch.float32 else 0.0
 
 
 def check(name: str, operation: Operation, given: dict[str, Any], ratio: float = 1e-5) -> torch.Tensor:

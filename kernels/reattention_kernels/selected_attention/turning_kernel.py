@@ -1,0 +1,65 @@
+"""Rotary embeddings of a tile of tokens that is in registers, in Triton; does not know whose tokens they are."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def turned(
+    token, position, on, cos, sin, stride, n_positions,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] each."""
+    if INTERLEAVED:
+        # Loaded side by side, so that a load takes 16 bytes, and parted in registers.
+        dim = tl.arange(0, 2 * PAIRS)[None, :]
+        both = tl.load(token[:, None] + dim * stride, mask=on[:, None] & (dim < 2 * HALF), other=0.0)
+        a, b = tl.split(tl.reshape(both, (token.shape[0], PAIRS, 2)))
+    else:
+        pair = tl.arange(0, PAIRS)[None, :]
+        a = tl.load(token[:, None] + pair * stride, mask=on[:, None] & (pair < HALF), other=0.0)
+        b = tl.load(token[:, None] + (pair + HALF) * stride, mask=on[:, None] & (pair < HALF), other=0.0)
+    pair = tl.arange(0, PAIRS)[None, :]
+    angle = position[:, None] * HALF + pair
+    known = (on & (position < n_positions))[:, None] & (pair < HALF)
+    c = tl.load(cos + angle, mask=known, other=0.0)
+    s = tl.load(sin + angle, mask=known, other=0.0)
+    if PACKED and a.dtype == c.dtype and a.dtype.primitive_bitwidth == 16:
+        return _turned_in_pairs(a, b, c, s)
+    else:
+        a, b, c, s = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), s.to(tl.float32)
+        return a * c - b * s, b * c + a * s
+
+
+@triton.jit
+def _turned_in_pairs(a, b, c, s):
+    """The same in the 16 bits that all have, two numbers an instruction; each product is rounded, as the stock model's are.
+
+    A product is an addition to -0, since compute capability 8.0 has no other.
+    """
+    if a.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 zero, minus, part;
+            mov.b32 zero, 0x80008000;
+            neg.bf16x2 minus, $5;
+            fma.rn.bf16x2 part, $3, minus, zero;
+            fma.rn.bf16x2 $0, $2, $4, part;
+            fma.rn.bf16x2 part, $2, $5, zero;
+            fma.rn.bf16x2 $1, $3, $4, part;
+            }""",
+            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 zero, minus, part;
+            mov.b32 zero, 0x80008000;
+            neg.f16x2 minus, $5;
+            fma.rn.f16x2 part, $3, minus, zero;
+            fma.rn.f16x2 $0, $2, $4, part;
+            fma.rn.f16x2 part, $2, $5, zero;
+            fma.rn.f16x2 $1, $3, $4, part;
+            }""",
+            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
