@@ -1,8 +1,8 @@
 """Softmax mass of every page for a short question, in Triton; knows neither positions nor documents.
 
-One launch reads the keys once and leaves every row's mass of every page, beside the sum of its share of the pages; a small
-one works out what makes each row's masses sum to 1; the third averages over the question's tokens. Heads that nobody asks
-for are not scored. On a Hopper GPU another kernel may do the first of these, see `hopper_kernel.py`.
+One launch reads the keys once and leaves every row's mass of every page, beside the sum of its share of the pages; two small
+ones make averages of them (`averaging_kernel.py`). Heads that nobody asks for are not scored. On a Hopper GPU another kernel may
+do the first of these, see `hopper_kernel.py`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from reattention_kernels.evidence.averaging_kernel import averaged_masses
 from reattention_kernels.key_index import KeyIndex
 from reattention_kernels.launch import INTERPRETED, next_power, overlaps, stages
 
@@ -89,7 +90,6 @@ def page_evidence(
     each, averaged = triton.cdiv(tiles * sets, programs), AVERAGED * size // width
     each = max(2, next_power(each)) if each <= averaged else triton.cdiv(each, averaged) * averaged
     splits, together = triton.cdiv(tiles, each), min(AVERAGED, each * (width // size))
-    mean = torch.empty(len(wanted), pages, device=query.device)
     # In bfloat16 half the bytes are written and read again, for an error of 3e-4 of the result (RMS, a question of 40 tokens).
     kept = torch.float32 if query.dtype == torch.float32 or INTERPRETED else torch.bfloat16
     masses = torch.empty(sets, pages, padded, dtype=kept, device=query.device)
@@ -131,38 +131,7 @@ def page_evidence(
             query.device, width * next_power(dim) * codes.itemsize, height * next_power(dim) * query.itemsize
         ),
     )
-    factors = torch.empty_like(bases)
-    _row_factors[(padded // 4, sets)](
-        totals,
-        bases,
-        factors,
-        splits,
-        padded,
-        SPLITS=next_power(splits),
-        ROWS=4,
-        OVERLAPPED=overlapped,
-        launch_pdl=overlapped,
-    )
-    _mean_mass[(triton.cdiv(pages, together), len(wanted))](
-        masses,
-        factors,
-        plan.places,
-        weights if weights is not None else masses,
-        mean,
-        rows,
-        pages,
-        splits,
-        each * (width // size),
-        padded,
-        ROWS=next_power(rows),
-        PAGES=together,
-        WEIGHTED=weights is not None,
-        ALIGNED=rows % 4 == 0,
-        OVERLAPPED=overlapped,
-        num_warps=4,
-        launch_pdl=overlapped,
-    )
-    return mean
+    return averaged_masses(masses, totals, bases, plan.places, weights, rows, each * (width // size), together)
 
 
 def _on_hopper(query: torch.Tensor, codes: torch.Tensor, wide: int) -> ModuleType | None:
@@ -318,51 +287,3 @@ def _scores(
         factor = tl.load(scale + pages, mask=pages < n_pages, other=0.0)
         scores = scores * factor[None, :, None]
     return scores
-
-
-@triton.jit
-def _row_factors(
-    totals, bases, factors, splits, padded, SPLITS: tl.constexpr, ROWS: tl.constexpr, OVERLAPPED: tl.constexpr
-):
-    """What each share's masses must be multiplied by, so that a row's sum to 1."""
-    if OVERLAPPED:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    slots = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    share = tl.arange(0, SPLITS)
-    at = (tl.program_id(1) * splits + share[:, None]) * padded + slots[None, :]
-    inside = (share < splits)[:, None] & (slots >= 0)[None, :]
-    total = tl.load(totals + at, mask=inside, other=0.0)
-    base = tl.where(total > 0, tl.load(bases + at, mask=inside, other=0.0), float("-inf"))
-    highest = tl.max(base, 0)
-    highest = tl.where(highest > float("-inf"), highest, 0.0)
-    unit = tl.exp2(base - highest[None, :])
-    whole = tl.sum(total * unit, 0)
-    factor = tl.where(whole > 0, 1.0 / whole, 0.0)
-    tl.store(factors + at, unit * factor[None, :], mask=inside)
-
-
-@triton.jit
-def _mean_mass(
-    masses, factors, places, weights, mean, n_rows, n_pages, splits, pages_each, padded,
-    ROWS: tl.constexpr, PAGES: tl.constexpr, WEIGHTED: tl.constexpr, ALIGNED: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
-):  # fmt: skip
-    if OVERLAPPED:
-        tl.extra.cuda.gdc_wait()
-    pages = tl.program_id(0) * PAGES + tl.arange(0, PAGES)
-    head = tl.program_id(1)
-    own = tl.load(places + head * 2).to(tl.int64)
-    rows, slot = tl.arange(0, ROWS), tl.load(places + head * 2 + 1)
-    if ALIGNED:  # then four masses are loaded at a time
-        slot, n_rows = tl.multiple_of(slot, 4), tl.multiple_of(n_rows, 4)
-    slots = slot + rows
-    inside = (pages < n_pages)[:, None] & (rows < n_rows)[None, :]
-    mass = tl.load(masses + (own * n_pages + pages[:, None]) * padded + slots[None, :], mask=inside, other=0.0)
-    # A program's pages all lie in one share.
-    unit = (own * splits + tl.program_id(0) * PAGES // pages_each) * padded + slots
-    factor = tl.load(factors + unit, mask=rows < n_rows, other=0.0)
-    share = tl.sum(mass.to(tl.float32) * factor[None, :], 1) / n_rows
-    if WEIGHTED:
-        share = share * tl.load(weights + head)
-    tl.store(mean + head.to(tl.int64) * n_pages + pages, share, mask=pages < n_pages)

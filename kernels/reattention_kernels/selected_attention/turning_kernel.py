@@ -1,7 +1,20 @@
-"""Rotary embeddings of a tile of tokens that is in registers, in Triton; does not know whose tokens they are."""
+"""Rotary embeddings of a tile of tokens as they are loaded, in Triton; does not know whose tokens they are."""
 
 import triton
 import triton.language as tl
+
+# a c - b s and a s + b c; a product is a sum with -0, since compute capability 8.0 multiplies bfloat16 in no other way.
+_TURN = """{
+    .reg .b32 zero, minus, part;
+    mov.b32 zero, 0x80008000;
+    neg.TYPE minus, $5;
+    fma.rn.TYPE part, $3, minus, zero;
+    fma.rn.TYPE $0, $2, $4, part;
+    fma.rn.TYPE part, $2, $5, zero;
+    fma.rn.TYPE $1, $3, $4, part;
+}"""
+TURN_BFLOAT16 = tl.constexpr(_TURN.replace("TYPE", "bf16x2"))
+TURN_FLOAT16 = tl.constexpr(_TURN.replace("TYPE", "f16x2"))
 
 
 @triton.jit
@@ -33,33 +46,12 @@ def turned(
 
 @triton.jit
 def _turned_in_pairs(a, b, c, s):
-    """The same in the 16 bits that all have, two numbers an instruction; each product is rounded, as the stock model's are.
-
-    A product is an addition to -0, since compute capability 8.0 has no other.
-    """
+    """The same in the 16 bits that all have, two numbers an instruction; each product is rounded, as the stock model's are."""
     if a.dtype == tl.bfloat16:
         return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 zero, minus, part;
-            mov.b32 zero, 0x80008000;
-            neg.bf16x2 minus, $5;
-            fma.rn.bf16x2 part, $3, minus, zero;
-            fma.rn.bf16x2 $0, $2, $4, part;
-            fma.rn.bf16x2 part, $2, $5, zero;
-            fma.rn.bf16x2 $1, $3, $4, part;
-            }""",
-            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
-        )  # fmt: skip
+            TURN_BFLOAT16, "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
     else:
         return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 zero, minus, part;
-            mov.b32 zero, 0x80008000;
-            neg.f16x2 minus, $5;
-            fma.rn.f16x2 part, $3, minus, zero;
-            fma.rn.f16x2 $0, $2, $4, part;
-            fma.rn.f16x2 part, $2, $5, zero;
-            fma.rn.f16x2 $1, $3, $4, part;
-            }""",
-            "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
-        )  # fmt: skip
+            TURN_FLOAT16, "=&r,=&r,r,r,r,r", [a, b, c, s], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+        )
