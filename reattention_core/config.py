@@ -59,7 +59,8 @@ class Config(BaseModel):
             `device_bytes` is set.
         max_waiting: requests that may wait for the model at a time; one more is refused.
         cuda_graphs: on a GPU, passages are compared and answers written by replaying recorded passes, which is several times
-            quicker; for models whose weights and cached keys are of one type. A question of a new shape records first.
+            quicker than running the same ones launch by launch and gives the same answers; for models whose weights and cached
+            keys are of one type. A question of a new shape records first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

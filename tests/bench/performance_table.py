@@ -57,13 +57,16 @@ def topk() -> str:
         full = row["torch.topk of the score matrix"]["median_ms"]
         slower = f"{float(full) / float(ours['median_ms']):.0f} times slower" if full else "does not fit"
         size, ms = (f"{int(ours['Q']):,}", f"{int(ours['N']):,}"), short(ours["median_ms"])
-        body.append((shape(ours), *size, ms, share(ours["share_of_limit"]), published, slower))
+        coded = [row[f"{name} index"] for name in ("int8", "float8_e4m3fn")]
+        faster = " · ".join(f"{float(index['speedup']):.2f} ({share(index['recall_at_4'])})" for index in coded)
+        body.append((shape(ours), *size, ms, share(ours["share_of_limit"]), published, slower, faster))
     titles = "ms", "of the matrix-product rate", "published rule, ms", "torch.topk of all scores"
+    titles += ("by an index, times as fast (recall@4): int8 · float8",)
     return markdown(["heads (key-value), D", "Q", "N", *titles], body)
 
 
 def share(value: str) -> str:
-    return f"{float(value):.2f}".removeprefix("0")
+    return short(value, 3 if float(value) > 0.9 else 2).removeprefix("0")
 
 
 def evidence() -> str:
@@ -80,11 +83,13 @@ def attention() -> str:
     for row in beside([row for row in found if row["W"] != row["N"]], "H", "D", "W"):
         ours = row["attend_selected"]
         others = [row[f"torch {name}"]["median_ms"] for name in ("gather, rotate, SDPA", "SDPA, window ready")]
-        ratio = short(float(ours["median_ms"]) / float(ours["limit_ms"]), 2)
-        times = [short(ms) for ms in (ours["median_ms"], *others, ours["limit_ms"])]
-        body.append((shape(ours), f"{int(ours['W']):,}", *times, ratio))
+        ratios = [short(float(ours["median_ms"]) / float(ours["limit_ms"]), 2), short(ours["times_reading"], 2)]
+        reading = ours["limit_ms"], row["reading the same pages"]["median_ms"]
+        times = [short(ms) for ms in (ours["median_ms"], *others, *reading)]
+        body.append((shape(ours), f"{int(ours['W']):,}", *times, " · ".join(ratios)))
     rivals = "torch: gather, rotate, attend", "torch: window ready"
-    return markdown(["heads (key-value), D", "W", "ms", *rivals, "time to read K and V once", "ratio"], body)
+    limits = "time to read K and V once, at the copy rate", "a kernel that only reads them"
+    return markdown(["heads (key-value), D", "W", "ms", *rivals, *limits, "times the one · the other"], body)
 
 
 def end_to_end(gpu: str, model: str, *last: tuple[str, str]) -> str:

@@ -276,9 +276,9 @@ def attend_selected(
 ) -> torch.Tensor:
     """Attention of the last Q tokens of the tail over selected pages and the tail; see the reference for each argument.
 
-    One launch, or two where the window is split. Scores and sums are float32; rotated keys and queries are rounded
-    once, to the type of `query`, which may be float32, bfloat16 or float16. Queries, pages and tail may be views with
-    any strides.
+    One launch, or two where the window is split. Scores and sums are float32; rotated keys and queries are rounded to the type of
+    `query`, which may be float32, bfloat16 or float16, and where they and the angles have the same 16 bits so is each
+    product in the rotation, as the stock model's are. Queries, pages and tail may be views with any strides.
 
     Returns:
         [B, H, Q, Dv] in the type of `tail_value`, a view of contiguous [B, Q, H, Dv]. NaN where the window reaches
