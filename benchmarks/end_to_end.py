@@ -285,13 +285,13 @@ def main(
     file = result_file(out, "end_to_end", ".csv")
     tokenizer: PreTrainedTokenizerBase | None = None
     for name in models.split(","):
-        dtype = torch.bfloat16 if CUDA and not exact else torch.float32
         if name == "8b":
+            dtype = torch.bfloat16 if CUDA and not exact else torch.float32
             model, tokenizer = random_llama(quick, dtype), tokenizer or load_tokenizer(bundled)
         else:
-            model, tokenizer = load(bundled, DEVICE, dtype)
+            model, tokenizer = load(bundled, DEVICE, "float32" if exact else "auto")
         label = "toy" if quick and name == "8b" else name
-        table = Table(file, rows, label, {**about, "dtype": str(dtype).removeprefix("torch.")})
+        table = Table(file, rows, label, {**about, "dtype": str(model.dtype).removeprefix("torch.")})
         with tempfile.TemporaryDirectory(dir=store) as folder:
             run = Run(model, tokenizer, settings, table, body, Path(folder) / "corpora", save_gb * 1e9)
             for size in wanted:

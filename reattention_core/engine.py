@@ -117,7 +117,8 @@ class Engine(Unpicklable):
         Args:
             model: the bundled `smollm2-135m-instruct`, a hub id, a folder, or the path of a GGUF file.
             device: where to put it; the first GPU when left out, or the CPU without one.
-            dtype: of the weights; `auto` is float32 on a CPU, bfloat16 or the checkpoint's other 16-bit type elsewhere.
+            dtype: of the weights; `auto` is bfloat16 on a CPU that multiplies it and float32 on others, bfloat16 or the
+                checkpoint's other 16-bit type elsewhere.
             store: folder of saved corpora.
             config: fields of `Config`.
 

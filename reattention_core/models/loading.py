@@ -37,15 +37,17 @@ def load(
     Args:
         model: `smollm2-135m-instruct`, a hub id, a folder, or the path of a GGUF file.
         device: where to put it; the first GPU when left out, or the CPU without one.
-        dtype: of the weights; `auto` is float32 on a CPU, and elsewhere the checkpoint's own type, or bfloat16 where that is
-            float32 (a GGUF file's weights are, once they are unpacked).
+        dtype: of the weights; `auto` is on a CPU bfloat16 where it multiplies that itself, else float32, and elsewhere the
+            checkpoint's own type, or bfloat16 where that is float32 (a GGUF file's weights are, once they are unpacked).
 
     Raises:
         InvalidConfigError: the device is not there.
         UnsupportedModelError: it cannot be loaded safely (code in the repository, pickled weights) or at all.
     """
     place = _place(device)
-    kind: Any = torch.float32 if dtype == "auto" and place.type == "cpu" else dtype
+    kind: Any = dtype
+    if dtype == "auto" and place.type == "cpu":
+        kind = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
     name, source = _location(model)
     with _refusing(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source)
@@ -88,6 +90,13 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     with _refusing(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
     return tokenizer
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16: four times as quick as float32, and without them slower."""
+    # Older versions of torch cannot tell.
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _place(device: str | torch.device | None) -> torch.device:

@@ -49,9 +49,11 @@ def _mapped(root: Path, folder: Path, fingerprint: dict[str, str]) -> SavedCorpu
     different = [f for f in sorted({*fingerprint, *saved}) if fingerprint.get(f) != saved.get(f)]
     if different:
         shown = "; ".join(f"{f}: saved {saved.get(f)!r}, now {fingerprint.get(f)!r}" for f in different)
+        wanted = manifest.model or "that model"
+        if "dtype" in different:
+            wanted += f" with dtype={saved.get('dtype')!r}"
         raise FingerprintMismatchError(
-            f"corpus {folder.name!r} was read by another model ({shown}): load {manifest.model or 'that model'}, or ingest the "
-            "documents again",
+            f"corpus {folder.name!r} was read by another model ({shown}): load {wanted}, or ingest the documents again",
             fields=tuple(different),
         )
     packs = _opened(root, folder.name, manifest)

@@ -28,7 +28,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @torch.inference_mode()
 def test_logits_equal_the_stock_model() -> None:
     """With the window covering everything: one pass, and chunks through the cache, over 600 tokens."""
-    model, tokenizer = load(BUNDLED)
+    model, tokenizer = load(BUNDLED, dtype="float32")
     ids = torch.tensor([tokenizer(TEXT * 8).input_ids[:600]])
     stock = model(ids).logits
     with Attachment(model) as attachment:
@@ -74,7 +74,7 @@ def passkey(tokens: int) -> tuple[str, str]:
 def test_full_attention_fails_beyond_the_window_and_the_engine_does_not() -> None:
     """The control: stock attention answers at 9,000 tokens and not at 10,300; attached, the model answers beyond."""
     question = "What is the pass key? The pass key is"
-    model, tokenizer = load(BUNDLED)
+    model, tokenizer = load(BUNDLED, dtype="float32")
 
     def stock(tokens: int) -> bool:
         text, number = passkey(tokens)

@@ -20,6 +20,7 @@ from reattention_core import Answer
 from reattention_core.cli import app, chat, console, options
 from reattention_core.corpus import Corpus
 from reattention_core.errors import ContextTooLongError
+from reattention_core.models.loading import load
 from reattention_core.select import SELECTORS
 from reattention_core.store import Store
 from tests.core.tiny_tokenizers import byte_level_bpe
@@ -248,10 +249,13 @@ def test_ask_refuses_bad_input(store: Path, model: Path, arguments: list[str], c
 
 
 def test_ask_with_another_model_says_what_differs(store: Path, model: Path) -> None:
-    done = reattention(store, "ask", "handbook", "Why?", "--model", model, "--dtype", "bfloat16")
+    saved = str(load(model)[0].dtype).removeprefix("torch.")
+    other = "float32" if saved == "bfloat16" else "bfloat16"
+    done = reattention(store, "ask", "handbook", "Why?", "--model", model, "--dtype", other)
     assert done.exit_code == 1
     assert "was read by another model (" in done.stderr
-    assert "dtype: saved 'float32', now 'bfloat16'" in done.stderr
+    assert f"dtype: saved '{saved}', now '{other}'" in done.stderr
+    assert f"with dtype='{saved}'" in done.stderr
 
 
 def test_ask_interrupted(store: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

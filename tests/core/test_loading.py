@@ -49,7 +49,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def test_a_folder_is_loaded_with_its_weights_in_evaluation_mode(folder: Path, model: PreTrainedModel) -> None:
-    loaded, tokenizer = load(folder)
+    loaded, tokenizer = load(folder, dtype="float32")
     assert type(loaded) is LlamaForCausalLM
     assert loaded.dtype == torch.float32
     assert not loaded.training
@@ -57,7 +57,7 @@ def test_a_folder_is_loaded_with_its_weights_in_evaluation_mode(folder: Path, mo
     assert tokenizer("the device").input_ids
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_weights_are_of_the_type_that_was_asked_for(folder: Path, dtype: str, kind: torch.dtype) -> None:
     edit_json(folder / "config.json", dtype="float16")
     assert load(folder, "cpu", dtype)[0].dtype == kind
@@ -71,7 +71,8 @@ def test_away_from_a_cpu_weights_have_sixteen_bits(folder: Path, kind: str) -> N
 
 def test_an_engine_on_a_folder_answers_as_one_on_the_model(folder: Path, engine: Engine, tmp_path: Path) -> None:
     expected = engine.generate("hello", max_new_tokens=8).text
-    with Engine.from_pretrained(folder, store=tmp_path / "s", cache_dtype="float32", max_new_tokens=8) as loaded:
+    settings = {"dtype": "float32", "cache_dtype": "float32", "max_new_tokens": 8}
+    with Engine.from_pretrained(folder, store=tmp_path / "s", **settings) as loaded:
         assert loaded.generate("hello").text == expected
         assert loaded.identity == engine.identity
 
@@ -247,7 +248,7 @@ def conversions(
 
 def test_the_bundled_model_is_converted_once(conversions: list[str], model: PreTrainedModel, home: Path) -> None:
     for _ in range(2):
-        loaded, _ = load(BUNDLED)
+        loaded, _ = load(BUNDLED, dtype="float32")
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     assert conversions == ["bundled.gguf"]
     assert [p.name for p in (home / "models").iterdir()] == [BUNDLED]
@@ -278,6 +279,30 @@ def test_a_conversion_that_breaks_off_leaves_no_model(
         with pytest.raises(type(error)):
             load(BUNDLED)
     assert list((home / "models").iterdir()) == []
+    assert load(BUNDLED)[0].num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "amx_bf16": True}, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_weights_on_a_cpu_are_of_the_type_that_it_multiplies(
+    conversions: list[str],
+    home: Path,
+    features: dict[str, bool],
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert load(BUNDLED)[0].dtype == expected
+    assert load(BUNDLED, dtype="float32")[0].dtype == torch.float32
+    assert load(BUNDLED, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of torch
     assert load(BUNDLED)[0].dtype == torch.float32
 
 
