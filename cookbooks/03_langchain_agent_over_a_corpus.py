@@ -104,7 +104,7 @@ def told(state):
 
 find = corpus_tool("shop", "Looks up what the shop's notes say.", k=1, engine=engine)
 agent = create_agent(chat, [find, multiply])
-told(agent.invoke({"messages": [{"role": "user", "content": "What is 12.5 times 8?"}]}))
+told(agent.invoke({"messages": [{"role": "user", "content": "What is 17 times 24?"}]}))
 
 # %% [markdown]
 # A small model can be helped by asking less of it. Here its first step must be a call of the calculator; it fills in the
@@ -121,7 +121,7 @@ def calculates_first(request, handler):
 
 
 agent = create_agent(chat, [multiply], middleware=[calculates_first])
-told(agent.invoke({"messages": [{"role": "user", "content": "What is 12.5 times 8?"}]}))
+told(agent.invoke({"messages": [{"role": "user", "content": "What is 17 times 24?"}]}))
 
 # %% [markdown]
 # ## An agent, streamed

@@ -115,11 +115,30 @@ def end_to_end(gpu: str, model: str, *last: tuple[str, str]) -> str:
     return markdown(head, body)
 
 
+def processor() -> str:
+    body = []
+    for dtype in ("bfloat16", "float32"):
+        found = rows("end_to_end_cpu", dtype=dtype)
+        values = {(row["system"], row["size"], row["metric"]): row["value"] for row in found}
+        for size in sorted({row["size"] for row in found if row["metric"] == "tokens read"}, key=int):
+            ours = [short(values["reattention", size, metric]) for metric in ("ingest", "first token", "decode")]
+            stock = [
+                short(values.get(("stock, full attention", size, m), "")) for m in ("prefill", "first token", "decode")
+            ]
+            body.append((dtype, f"{int(values['reattention', size, 'tokens read']):,}", *ours, *stock))
+    ours, stock = (
+        ("ingest, tokens/s", "first token, ms", "decode, ms a token"),
+        ("prefill, tokens/s", "first token", "decode"),
+    )
+    return markdown(["weights", "corpus", *ours, *(f"stock: {title}" for title in stock)], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "topk": topk,
     "evidence": evidence,
     "attention": attention,
     "small": lambda: end_to_end(H100, "bundled", ("reattention, CUDA graphs", "peak of asking")),
+    "cpu": processor,
     "8b": lambda: end_to_end(H100, "8b", ("stock, full attention", "prefill · decode")),
 }
 
