@@ -39,9 +39,16 @@ def test_family_keeps_its_logits(family: str) -> None:
         assert torch.equal(model(IDS, use_cache=False).logits, stock)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_attaches_with_weights_in_bfloat16(family: str) -> None:
+    """Rounding may send tokens of a mixture to other experts; that is no reason to refuse it."""
+    Attachment(build(family, FAMILIES[family]).bfloat16()).detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", REFUSED)
-def test_family_is_refused_with_a_reason(family: str) -> None:
-    model = build(family, REFUSED[family])
+def test_family_is_refused_with_a_reason(family: str, dtype: torch.dtype) -> None:
+    model = build(family, REFUSED[family]).to(dtype)
     with pytest.raises(UnsupportedModelError, match=r"\w+ .{20,}"):
         Attachment(model)
 
@@ -103,11 +110,14 @@ def test_keys_reach_the_cache_without_a_position(model: PreTrainedModel) -> None
         assert not torch.equal(keys[:, 0], keys[:, 2])
 
 
-def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_wrong_attention_is_caught(
+    monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel, dtype: torch.dtype
+) -> None:
     """The self-test is what stands between a subtle bug and a user: break rotation a little, and it must refuse."""
     from reattention_core.positions import Rotation
 
-    right = Rotation.__call__
+    model, right = model.to(dtype), Rotation.__call__
     monkeypatch.setattr(
         Rotation, "__call__", lambda self, x, start: right(self, x, start + 1 if x.shape[1] == 2 else start)
     )
