@@ -129,8 +129,9 @@ class Attachment:
             (layer.tail_keys.tokens.shape[1], layer.tail_keys.tokens.shape[3], layer.tail_values.tokens.shape[3])
             for layer in cache.layers
         ]
-        ratios = [_error_ratio(logits, stock) for logits in (one_pass, torch.cat(chunks, 1))]
-        if not all(_agree(logits, stock, self.model.dtype) for logits in (one_pass, torch.cat(chunks, 1))):
+        ours = one_pass, torch.cat(chunks, 1)
+        ratios = [_error_ratio(logits, stock) for logits in ours]
+        if not all(_agree(logits, stock, self.model.dtype) for logits in ours):
             raise UnsupportedModelError(
                 f"{self._kind()}: attached logits differ from the stock model's by {ratios[0]:.1e} in one pass and "
                 f"{ratios[1]:.1e} in chunks (RMS ratio), more than rounding does, so it would answer differently"

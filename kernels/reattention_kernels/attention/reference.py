@@ -39,15 +39,16 @@ def attend(
     grouped = query.shape[1] != key.shape[1]
     plain = softcap is None and sinks is None
     reach = width if sliding_window is None else min(sliding_window, width)
-    if plain and hidden is None and reach == width and (rows == width or rows == 1):
+    causal = plain and hidden is None and reach == width
+    if causal and (rows == width or rows == 1):
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=rows > 1, enable_gqa=grouped)
-    if plain and hidden is None and reach == width and query.is_cuda:
+    if causal and query.is_cuda:
         # No mask in memory, so that flash attention can take it. Imported here, as it brings torch's compiler along.
         from torch.nn.attention.bias import causal_lower_right
 
         bias = causal_lower_right(rows, width)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=grouped)
-    if plain and hidden is None and reach == width and (width - rows) * FEW <= rows:
+    if causal and (width - rows) * FEW <= rows:
         # With a mask torch scores what no query sees as well: cheaper to let the few earlier keys ask for themselves.
         every = F.pad(query, (0, 0, width - rows, 0))
         out = F.scaled_dot_product_attention(every, key, value, scale=scaling, is_causal=True, enable_gqa=grouped)

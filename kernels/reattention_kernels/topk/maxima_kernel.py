@@ -264,9 +264,8 @@ def _beside(
         seen = tl.load(allowed + tokens, mask=tokens < n_keys, other=0) != 0
     if INDEXED:
         factor = tl.load(scale + pages, mask=pages * PAGE < n_keys, other=1.0)
-    if (
-        NARROW
-    ):  # as a part of the largest scale, which half precision holds; a factor on all keys does not change their order
+    if NARROW:
+        # As a part of the largest scale, which half precision holds; a factor on all keys does not change their order.
         factor = tl.maximum(factor * unit, 0.0001)
     return seen, factor
 
