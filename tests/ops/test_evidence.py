@@ -315,6 +315,20 @@ def test_shares_that_each_hold_almost_too_much(
     check("kernel", kernel, given, 1e-4)
 
 
+@on_devices("pages", cpu=[(26,), (27,), (61,)], cuda=[(1000,), (4099,)])
+@pytest.mark.parametrize("programs", [5, 7])
+def test_averages_over_the_end_of_a_share(
+    device: str, pages: int, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares are as long as there are programs, averages are made of a power of two of pages: few shares end with one."""
+    monkeypatch.setattr(triton_kernel, "PROGRAMS", programs)
+    given = question(device, [32] * (pages - 2) + [5, 0], groups=2, repeats=2, rows=3)
+    # Scores rise from page to page, so that each share has a unit of its own.
+    given["query"][..., 0] = 1.0
+    given["key"][..., 0] = torch.arange(float(pages), device=device)[:, None] * (40 / pages)
+    check("kernel", kernel, given)
+
+
 @pytest.mark.slow
 @on_devices(cpu=[()], cuda=[()])
 @pytest.mark.usefixtures("one_program")

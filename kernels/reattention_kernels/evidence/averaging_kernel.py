@@ -27,7 +27,7 @@ def averaged_masses(
         weights: [W] float32, a factor on each head; none when None.
         rows: of a head, those of the question.
         pages_each: pages of a share.
-        together: pages that a program averages, a power of two that divides `pages_each`.
+        together: pages that a program averages, a power of two, no more than `pages_each`.
     """
     sets, pages, padded = masses.shape
     splits, overlapped = totals.shape[1], overlaps(masses.device)
@@ -105,10 +105,13 @@ def _mean_mass(
     slots = slot + rows
     inside = (pages < n_pages)[:, None] & (rows < n_rows)[None, :]
     mass = tl.load(masses + (own * n_pages + pages[:, None]) * padded + slots[None, :], mask=inside, other=0.0)
-    # A program's pages all lie in one share.
-    unit = (own * splits + tl.program_id(0) * PAGES // pages_each) * padded + slots
-    factor = tl.load(factors + unit, mask=rows < n_rows, other=0.0)
-    share = tl.sum(mass.to(tl.float32) * factor[None, :], 1) / n_rows
+    # A program's pages lie in one share or two: no share is shorter than they are.
+    share = tl.program_id(0) * PAGES // pages_each
+    unit = factors + (own * splits + share) * padded + slots
+    one = tl.load(unit, mask=rows < n_rows, other=0.0)
+    other = tl.load(unit + padded, mask=(rows < n_rows) & (share + 1 < splits), other=0.0)
+    factor = tl.where((pages < (share + 1) * pages_each)[:, None], one[None, :], other[None, :])
+    average = tl.sum(mass.to(tl.float32) * factor, 1) / n_rows
     if WEIGHTED:
-        share = share * tl.load(weights + head)
-    tl.store(mean + head.to(tl.int64) * n_pages + pages, share, mask=pages < n_pages)
+        average = average * tl.load(weights + head)
+    tl.store(mean + head.to(tl.int64) * n_pages + pages, average, mask=pages < n_pages)

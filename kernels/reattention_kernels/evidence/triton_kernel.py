@@ -23,8 +23,8 @@ TILE = 128
 """Keys scored at a time."""
 PROGRAMS = 2112
 """The pages are shared among about this many programs: enough to fill a large GPU several times over."""
-AVERAGED = 64
-"""Pages whose masses a program averages at most."""
+AVERAGED = 128
+"""Pages whose masses a program averages at most, as far as they lie in two shares."""
 LARGE = tl.constexpr(2.0**112)
 """Where a share's total is counted again from a higher base: totals of all shares must add up in float32."""
 PASSES = tl.constexpr(150)
@@ -85,11 +85,10 @@ def page_evidence(
         height, padded = 64, hopper.padded_rows(wide, dim)
     row_blocks = triton.cdiv(padded, height)
     tiles = triton.cdiv(pages * size, width)
-    # Each program walks a share of the tiles: few of them, or a multiple of what is averaged at a time.
+    # Each program walks a share of the tiles.
     programs = max(1, PROGRAMS // row_blocks) if hopper is None else hopper.CUTS[dim].programs
-    each, averaged = triton.cdiv(tiles * sets, programs), AVERAGED * size // width
-    each = max(2, next_power(each)) if each <= averaged else triton.cdiv(each, averaged) * averaged
-    splits, together = triton.cdiv(tiles, each), min(AVERAGED, each * (width // size))
+    each = max(2, triton.cdiv(tiles * sets, programs))
+    splits, pages_each = triton.cdiv(tiles, each), each * (width // size)
     # In bfloat16 half the bytes are written and read again, for an error of 3e-4 of the result (RMS, a question of 40 tokens).
     kept = torch.float32 if query.dtype == torch.float32 or INTERPRETED else torch.bfloat16
     masses = torch.empty(sets, pages, padded, dtype=kept, device=query.device)
@@ -131,7 +130,8 @@ def page_evidence(
             query.device, width * next_power(dim) * codes.itemsize, height * next_power(dim) * query.itemsize
         ),
     )
-    return averaged_masses(masses, totals, bases, plan.places, weights, rows, each * (width // size), together)
+    together = min(AVERAGED, 1 << pages_each.bit_length() - 1)
+    return averaged_masses(masses, totals, bases, plan.places, weights, rows, pages_each, together)
 
 
 def _on_hopper(query: torch.Tensor, codes: torch.Tensor, wide: int) -> ModuleType | None:
