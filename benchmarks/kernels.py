@@ -19,7 +19,7 @@ if __name__ == "__main__":  # run as a file: then this folder would hide other p
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.bench import Bench
-from benchmarks.paging import attention, votes, writing
+from benchmarks.paging import attention, rotation, votes, writing
 from benchmarks.scoring import evidence, topk
 from benchmarks.timing import RESULTS, Row, measure_limits, result_file, stamp
 
@@ -27,6 +27,7 @@ OPERATIONS = {
     "topk": ("select_topk", topk),
     "evidence": ("page_evidence", evidence),
     "attention": ("attend_selected", attention),
+    "rotation": ("rotate", rotation),
     "writing": ("write_pages", writing),
     "votes": ("most_voted", votes),
 }

@@ -1,4 +1,4 @@
-"""Rows of the operations on pages: attention over selected ones, writing them, and the vote; knows no scores."""
+"""Rows of the operations around pages: attention over selected ones, rotating and writing new tokens, the vote; knows no scores."""
 
 from functools import partial
 from typing import Any
@@ -127,6 +127,40 @@ class Decode:
         cos, sin = (table[first : first + x.shape[2]].to(x.dtype) for table in (self._cos, self._sin))
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotation(bench: Bench) -> None:
+    """Queries and keys of a batch of documents, as projections leave them, turned at their positions."""
+    rows, length, first = (2, 70, PAGE) if bench.quick else (16, 1000, PAGE)
+    for heads, groups, dim in bench.shapes:
+        angle = torch.rand(first + length, dim // 2, device=DEVICE) * 6
+        cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+        for turned in (heads, groups):
+            nbytes = 2 * rows * length * turned * dim * 2
+            inputs = [random(rows, length, turned, dim).transpose(1, 2) for _ in range(copies(nbytes // 2))]
+            shape: Row = {"op": "rotate", "H": turned, "G": groups, "D": dim, "N": rows * length, "dtype": "bfloat16"}
+            rotate_rows_of(bench, shape, inputs, (cos, sin, first), nbytes)
+
+
+def rotate_rows_of(bench: Bench, shape: Row, inputs: list[Any], angles: tuple[Any, ...], nbytes: int) -> None:
+    """All rows of one shape: as transformers' models do it, and the kernel; every bit must be the same."""
+    op, (cos, sin, first) = kernel("rotation.triton_kernel", "rotate"), angles
+    whole = [torch.cat([part, part], 1)[first:] for part in (cos, sin)]
+
+    def as_models_do(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, -1)
+        return (x * whole[0]) + (torch.cat((-b, a), -1) * whole[1])
+
+    def turned() -> Row:
+        row = bench.moving(timed_in_graph(calls(op, [(x, *angles) for x in inputs])), nbytes)
+        row["rms_error"] = rms_error(op(inputs[0], *angles), as_models_do(inputs[0]))
+        return {**row, **against(row, slow)}
+
+    slow = bench.row(
+        {**shape, "variant": "torch, as the models do"},
+        lambda: bench.moving(timed_in_graph(calls(as_models_do, [(x,) for x in inputs])), nbytes),
+    )
+    bench.row({**shape, "variant": "rotate"}, turned)
 
 
 def writing(bench: Bench) -> None:

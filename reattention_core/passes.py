@@ -5,7 +5,8 @@ of the result is the same. Texts are padded on the right to a pass's length: no 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -53,23 +54,23 @@ class Answering:
     ) -> None:
         device = pages.filled.device
         self._forward, self._recorded = forward, recorded
-        self._ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._count = torch.ones(1, dtype=torch.int32, device=device)
+        self._ids = ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self._position = position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._count = count = torch.ones(1, dtype=torch.int32, device=device)
         self._table = PageTable(*(part.clone() for part in table))
-        reader = Settled(Selection(self._position[:0], table=self._table))
+        reader = Settled(Selection(position[:0], table=self._table))
         like = torch.empty(0, dtype=model.dtype, device=device)
-        self._cache = BufferCache(shapes, reader, window, pages, self._table, like, room, self._position, self._count)
+        self._cache = cache = BufferCache(shapes, reader, window, pages, self._table, like, room, position, count)
         self._prompts: dict[int, _Prompt] = {}
 
         def run() -> torch.Tensor:
-            out = forward(input_ids=self._ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            self._position += 1
-            self._count += 1
+            out = forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            position.add_(1)
+            count.add_(1)
             logits: torch.Tensor = out.logits
             return logits
 
-        self._run = recording(run, device) if recorded else anew(run, self._cache)
+        self._run = repeated(run, cache, recorded)
 
     def prompt(self, ids: torch.Tensor, table: PageTable) -> torch.Tensor:
         """Logits [1, 1, vocabulary] after a prompt [1, n], which stands behind these pages; steps go on from there.
@@ -109,18 +110,17 @@ class _Prompt:
 
     def __init__(self, forward: Callable[..., Any], over: BufferCache, room: int, recorded: bool) -> None:
         device = over.layers[0].tail_keys.storage.device
-        self._ids = torch.zeros(1, room, dtype=torch.int64, device=device)
-        self._last = torch.zeros(1, dtype=torch.int64, device=device)
+        self._ids = ids = torch.zeros(1, room, dtype=torch.int64, device=device)
+        self._last = last = torch.zeros(1, dtype=torch.int64, device=device)
         position, count = torch.arange(room, device=device), torch.full((1,), room, dtype=torch.int32, device=device)
         cache = over.elsewhere(position, count)
 
         def run() -> torch.Tensor:
-            out = forward(input_ids=self._ids, past_key_values=cache, use_cache=True, logits_to_keep=self._last)
+            out = forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=last)
             logits: torch.Tensor = out.logits
             return logits
 
-        self._cache = cache  # a graph keeps none of the memory that it reads
-        self._run = recording(run, device) if recorded else anew(run, cache)
+        self._run = repeated(run, cache, recorded)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         n = ids.shape[1]
@@ -136,20 +136,19 @@ class Asking:
         self, model: PreTrainedModel, shapes: Shapes, window: int, sink: Pages, room: int, recorded: bool
     ) -> None:
         device = sink.filled.device
-        self._ids = torch.zeros(1, room, dtype=torch.int64, device=device)
-        # A graph keeps none of the memory that it reads: what was made before the recording is held by the cache here.
+        self._ids = ids = torch.zeros(1, room, dtype=torch.int64, device=device)
         table = page_table(torch.zeros(1, dtype=torch.int64, device=device), sink.filled)
         position, count = torch.arange(room, device=device), torch.full((1,), room, dtype=torch.int32, device=device)
         reader = Recording(Settled(Selection(position[:0], table=table)))
         like = torch.empty(0, dtype=model.dtype, device=device)
-        self._cache = BufferCache(shapes, reader, window, sink, table, like, room, position, count)
+        self._cache = cache = BufferCache(shapes, reader, window, sink, table, like, room, position, count)
 
         def run() -> list[torch.Tensor]:
             reader.queries.clear()
-            model.base_model(input_ids=self._ids, past_key_values=self._cache, use_cache=True)
+            model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
             return [reader.queries[layer][0] for layer in range(len(shapes))]
 
-        self._run = recording(run, device) if recorded else anew(run, self._cache)
+        self._run = repeated(run, cache, recorded)
 
     def __call__(self, ids: Sequence[int]) -> Probed:
         """The tokens' queries and values in every layer; the padding behind the text is seen by none of them."""
@@ -190,24 +189,24 @@ class Comparing:
     ) -> None:
         device = pages.filled.device
         self._pages, self._rows, self._entries = pages, rows, entries
-        self._ids = torch.zeros(1, room, dtype=torch.int64, device=device)
-        self._counts = torch.zeros(room - 1, dtype=torch.bool, device=device)
+        self._ids = ids = torch.zeros(1, room, dtype=torch.int64, device=device)
+        self._counts = counts = torch.zeros(room - 1, dtype=torch.bool, device=device)
         self._table = self._tabled([])
         position, count = torch.arange(room, device=device), torch.full((1,), room, dtype=torch.int32, device=device)
         reader = Settled(Selection(position[:0], table=self._table))
         like = torch.empty(0, dtype=model.dtype, device=device)
-        self._cache = BufferCache(shapes, reader, window, pages, self._table, like, room, position, count, rows)
+        cache = BufferCache(shapes, reader, window, pages, self._table, like, room, position, count, rows)
 
         def run() -> torch.Tensor:
-            logits = model(input_ids=self._ids.expand(rows, -1), past_key_values=self._cache, use_cache=True).logits
-            following = self._ids[:, 1:, None]
+            logits = model(input_ids=ids.expand(rows, -1), past_key_values=cache, use_cache=True).logits
+            following = ids[:, 1:, None]
             found = []
             for some in logits[:, :-1].split(8):  # so that few are there in float32 at once
                 chosen = some.gather(2, following.expand(len(some), -1, -1))[..., 0].float()
-                found.append(torch.where(self._counts, chosen - some.float().logsumexp(-1), 0.0).sum(1))
+                found.append(torch.where(counts, chosen - some.float().logsumexp(-1), 0.0).sum(1))
             return torch.cat(found)
 
-        self._run = recording(run, device, pool) if recorded else anew(run, self._cache)
+        self._run = repeated(run, cache, recorded, pool)
 
     def __call__(self, ids: Sequence[int], scored: slice, passages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Log-likelihoods [R] float32 of the tokens `scored` of a text, the first one never among them."""
@@ -232,14 +231,26 @@ class Comparing:
 Result = TypeVar("Result")
 
 
-def anew(run: Callable[[], Result], cache: BufferCache) -> Callable[[], Result]:
-    """Runs a function each time, without keeping what the last run read."""
+def repeated(run: Callable[[], Result], cache: BufferCache, recorded: bool, pool: Any = None) -> Callable[[], Result]:
+    """What runs a pass again and again: each time anew, or as it was recorded once.
 
-    def again() -> Result:
-        cache.held = []
+    Args:
+        run: the pass; should not hold whoever keeps what is returned, so that its memory goes as soon as that does.
+        cache: what it reads and writes.
+        recorded: whether as a CUDA graph.
+        pool: see `recording`.
+
+    Raises:
+        RuntimeError: it cannot be recorded.
+    """
+    if recorded:
+        return recording(run, cache.layers[0].tail_keys.storage.device, pool)
+
+    def anew() -> Result:
+        cache.held = []  # of the last run
         return run()
 
-    return again
+    return anew
 
 
 def recording(run: Callable[[], Result], device: torch.device, pool: Any = None) -> Callable[[], Result]:
@@ -258,9 +269,23 @@ def recording(run: Callable[[], Result], device: torch.device, pool: Any = None)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
+    return _Replay(graph, result, run)
 
-    def replay() -> Result:
-        graph.replay()
-        return result
 
-    return replay
+@dataclass(frozen=True)
+class _Replay(Generic[Result]):
+    """A recorded pass.
+
+    Attributes:
+        graph: the launches.
+        result: what each replay writes anew.
+        run: what was recorded: it holds the memory that is read, of which a graph keeps none.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    result: Result
+    run: Callable[[], Result]
+
+    def __call__(self) -> Result:
+        self.graph.replay()
+        return self.result

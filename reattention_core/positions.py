@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from reattention_kernels import fused, rotate
+from reattention_kernels.rotation import reference
+
 Embedding = Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]
 """(x, n) -> the model's rotary embedding, mostly (cos, sin), of at least the positions 0..n-1: [1, >= n, ...] each."""
 
@@ -52,6 +55,15 @@ class Rotation:
         """Rotate tokens [B, heads, n, D] that stand at positions start..start+n-1."""
         if self._apply is None or self._embedding is None or x.shape[2] == 0:
             return x
+        # A kernel has no gradients.
+        angles = self.angles(x, start + x.shape[2]) if fused(x.device) and not x.requires_grad else None
+        if angles is None:
+            return self._by_the_model(x, start)
+        return rotate(x, angles.cos, angles.sin, start, interleaved=angles.interleaved)
+
+    def _by_the_model(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        """The same by the model's own function."""
+        assert self._apply is not None and self._embedding is not None
         stop = start + x.shape[2]
         embedding = (part[:, start:stop] for part in self._embedding(x, stop))
         part = x[..., : self._width]
@@ -85,13 +97,14 @@ class Rotation:
         embedding = self._embedding(x, x.shape[2]) if self._embedding is not None else ()
         if len(embedding) != 2:
             return None
-        truth, columns = self(x, 0), embedding[0].shape[-1]
+        truth, columns = self._by_the_model(x, 0), embedding[0].shape[-1]
         for interleaved in (False, True):
             # The columns hold every angle twice, one behind another or side by side, or once.
             for pairs, step in ((columns // 2, 1), (columns // 2, 2), (columns, 1)):
                 if 2 * pairs <= self._width:
                     found = _Convention(pairs, step, interleaved)
-                    if torch.allclose(_turned(x, _halved(*embedding, found)), truth, rtol=0, atol=1e-5):
+                    ours = reference.rotate(x, *_halved(*embedding, found)[:2], interleaved=interleaved)
+                    if torch.allclose(ours, truth, rtol=0, atol=1e-5):
                         return found
         return None
 
@@ -119,14 +132,3 @@ def _halved(cos: torch.Tensor, sin: torch.Tensor, convention: _Convention) -> An
     columns = slice(0, convention.pairs * convention.step, convention.step)
     cos, sin = (part[0, :, columns].contiguous() for part in (cos, sin))
     return Angles(cos, sin, convention.interleaved)
-
-
-def _turned(x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """Rotate [.., n, width] as the fused kernel does, to compare."""
-    n, pairs = x.shape[-2], angles.cos.shape[1]
-    cos, sin = angles.cos[:n], angles.sin[:n]
-    x, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
-    a, b = (x[..., ::2], x[..., 1::2]) if angles.interleaved else (x[..., :pairs], x[..., pairs:])
-    turned = a * cos - b * sin, b * cos + a * sin
-    both = torch.stack(turned, -1).flatten(-2) if angles.interleaved else torch.cat(turned, -1)
-    return torch.cat([both, rest], -1)

@@ -16,6 +16,7 @@ from reattention_kernels.dispatch import (
     most_voted,
     one_per_block,
     page_evidence,
+    rotate,
     select_topk,
     write_pages,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "one_per_block",
     "page_evidence",
     "page_table",
+    "rotate",
     "select_topk",
     "write_pages",
 ]

@@ -18,6 +18,7 @@ import torch
 from reattention_kernels.evidence import reference as evidence
 from reattention_kernels.page_copying import reference as page_copying
 from reattention_kernels.page_writing import reference as page_writing
+from reattention_kernels.rotation import reference as rotation
 from reattention_kernels.selected_attention import reference as selected_attention
 from reattention_kernels.topk import reference as topk
 from reattention_kernels.votes import reference as votes
@@ -114,3 +115,4 @@ attend_selected = _dispatched(
 )
 write_pages = _dispatched(page_writing.write_pages, "reattention_kernels.page_writing.triton_kernel")
 copy_pages = _dispatched(page_copying.copy_pages, "reattention_kernels.page_copying.triton_kernel")
+rotate = _dispatched(rotation.rotate, "reattention_kernels.rotation.triton_kernel")

@@ -58,6 +58,38 @@ def test_the_fused_kernel_gives_the_same_logits(family: str, monkeypatch: pytest
     assert (fused - gathered).abs().max() <= 1e-4 * gathered.abs().max()
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FUSED)
+def test_the_kernel_turns_as_the_models_own_code_does(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every bit."""
+    with Attachment(build(family, FAMILIES[family])) as attachment:
+        for rotation, (groups, dim, _) in zip(attachment.rotations, attachment.shapes, strict=True):
+            x = torch.randn(2, 40, groups, dim).transpose(1, 2)
+            monkeypatch.setenv("REATTENTION_KERNELS", "reference")
+            own = rotation(x, 7)
+            monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+            assert torch.equal(rotation(x, 7), own)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "family", [family for family in FUSED if family != "cohere"]
+)  # it turns in float32 and rounds once
+def test_a_gpu_turns_as_the_models_own_code_does(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every bit, in every type."""
+    with Attachment(build(family, FAMILIES[family]).to("cuda")) as attachment:
+        for rotation, (groups, dim, _) in zip(attachment.rotations, attachment.shapes, strict=True):
+            x = torch.randn(2, 1000, groups, dim, device="cuda", dtype=dtype).transpose(1, 2)
+            monkeypatch.setenv("REATTENTION_KERNELS", "reference")
+            own = rotation(x, 7)
+            monkeypatch.setenv("REATTENTION_KERNELS", "triton")
+            assert torch.equal(rotation(x, 7), own)
+
+
 @pytest.mark.parametrize("family", UNKNOWN)
 def test_an_unknown_rotation_is_gathered(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Attachment(build(family, FAMILIES[family])) as attachment:

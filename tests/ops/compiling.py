@@ -23,11 +23,13 @@ from reattention_kernels.evidence.triton_kernel import page_evidence
 from reattention_kernels.key_index import KeyIndex
 from reattention_kernels.page_copying.triton_kernel import copy_pages
 from reattention_kernels.page_writing.triton_kernel import write_pages
+from reattention_kernels.rotation.triton_kernel import rotate
 from reattention_kernels.selected_attention.triton_kernel import attend_selected
 from reattention_kernels.topk.published_kernel import one_per_block
 from reattention_kernels.topk.triton_kernel import select_topk
 from reattention_kernels.votes.triton_kernel import most_voted
 from tests.ops.test_page_writing import batch
+from tests.ops.test_rotation import tokens
 from tests.ops.test_selected_attention import window
 
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
@@ -103,6 +105,10 @@ def copying(dtype: torch.dtype, dim: int) -> None:
     copy_pages(*(part for _ in range(2) for part in (torch.zeros(2, 4, 32, dim, dtype=dtype), numbers)))
 
 
+def rotation(dtype: torch.dtype, dim: int, width: int, *, interleaved: bool = False) -> None:
+    rotate(**tokens("cpu", dtype, (2, 3, 40, dim), width), interleaved=interleaved)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "top-k, bfloat16": lambda: topk(BF16, 128),
     "top-k, int8 index and mask": lambda: topk(BF16, 64, masked=True, coded=INT8),
@@ -117,6 +123,7 @@ CASES: dict[str, Callable[[], None]] = {
     "attention, every option": lambda: attention(BF16, 64, 3, options=True),
     "writing": lambda: writing(BF16, 128, INT8),
     "copying": lambda: copying(BF16, 64),
+    "rotation": lambda: rotation(BF16, 64, 64),
 }
 
 SLOW: dict[str, Callable[[], None]] = {
@@ -150,6 +157,8 @@ SLOW: dict[str, Callable[[], None]] = {
     "evidence, int8 index, 256 dimensions": lambda: evidence(BF16, 256, coded=INT8),
     "writing, float32": lambda: writing(FP32, 80, None),
     "copying, float32": lambda: copying(FP32, 80),
+    "rotation, float32, of a part": lambda: rotation(FP32, 80, 32),
+    "rotation, pairs side by side": lambda: rotation(FP16, 256, 64, interleaved=True),
 }
 
 FLOAT8: dict[str, Callable[[], None]] = {

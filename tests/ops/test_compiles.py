@@ -26,6 +26,7 @@ KERNELS = {
     "_merge_kernel",
     "_write_kernel",
     "_copy_kernel",
+    "_rotate_kernel",
 }
 HOPPER = {"_masses_kernel"}
 """Kernels in a language for one kind of GPU."""

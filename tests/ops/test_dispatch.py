@@ -18,6 +18,7 @@ from reattention_kernels import dispatch
 from reattention_kernels.dispatch import KernelUnavailableError
 from reattention_kernels.launch import INTERPRETED
 from tests.ops.test_page_writing import batch, bits
+from tests.ops.test_rotation import tokens
 from tests.ops.test_selected_attention import window
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "attend_selected": ("selected_attention.triton_kernel", window),
     "write_pages": ("page_writing.triton_kernel", lambda: batch(size=4)),
     "copy_pages": ("page_copying.triton_kernel", copied),
+    "rotate": ("rotation.triton_kernel", tokens),
 }
 every_operation = pytest.mark.parametrize("name", OPERATIONS)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter is off")

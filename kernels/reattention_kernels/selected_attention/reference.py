@@ -6,6 +6,7 @@ stand at positions 0..W-1 without gaps (the re-assigned positions of ReAttention
 
 import torch
 
+from reattention_kernels.rotation.reference import turned
 from reattention_kernels.selected_attention.page_table import PageTable
 
 
@@ -97,12 +98,4 @@ def _rotated(
     x: torch.Tensor, position: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> torch.Tensor:
     """Turn pairs of the first dimensions of x [..., D] by the angles of positions [...]."""
-    half = cos.shape[-1]
-    if half == 0:
-        return x
-    c, s = cos[position].to(x), sin[position].to(x)
-    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
-    first, second = turned.unflatten(-1, (half, 2)).unbind(-1) if interleaved else turned.chunk(2, -1)
-    pair = (first * c - second * s, second * c + first * s)
-    turned = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
-    return torch.cat([turned, rest], -1)
+    return turned(x, cos[position].to(x), sin[position].to(x), interleaved)

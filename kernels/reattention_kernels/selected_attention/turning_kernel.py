@@ -18,11 +18,19 @@ TURN_FLOAT16 = tl.constexpr(_TURN.replace("TYPE", "f16x2"))
 
 
 @triton.jit
-def turned(
-    token, position, on, cos, sin, stride, n_positions,
-    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] each."""
+def loaded_pairs(
+    token,
+    position,
+    on,
+    cos,
+    sin,
+    stride,
+    n_positions,
+    HALF: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """Both dimensions of all pairs of tokens [N] (pointers) and the angles of their positions [N]: [N, PAIRS] each."""
     if INTERLEAVED:
         # Loaded side by side, so that a load takes 16 bytes, and parted in registers.
         dim = tl.arange(0, 2 * PAIRS)[None, :]
@@ -37,6 +45,16 @@ def turned(
     known = (on & (position < n_positions))[:, None] & (pair < HALF)
     c = tl.load(cos + angle, mask=known, other=0.0)
     s = tl.load(sin + angle, mask=known, other=0.0)
+    return a, b, c, s
+
+
+@triton.jit
+def turned(
+    token, position, on, cos, sin, stride, n_positions,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Both dimensions of all pairs of tokens [N] (pointers), turned at their positions [N]: [N, PAIRS] each."""
+    a, b, c, s = loaded_pairs(token, position, on, cos, sin, stride, n_positions, HALF, PAIRS, INTERLEAVED)
     if PACKED and a.dtype == c.dtype and a.dtype.primitive_bitwidth == 16:
         return _turned_in_pairs(a, b, c, s)
     else:

@@ -1,0 +1,1 @@
+"""The keys that most queries and heads chose."""
