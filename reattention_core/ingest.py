@@ -8,6 +8,7 @@ selector. Either way a document ends on its own last page.
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 
+import numpy as np
 import torch
 
 from reattention_core.cache.kv_cache import ContextCache
@@ -58,7 +59,8 @@ class Ingest:
         self._read, self._cancelled = read, cancelled
         self._model, device = attachment.model, attachment.model.device
         # All tokens are on the device before the first pass, and all places: a copy between passes would wait for them.
-        self._ids = torch.tensor([*chain.from_iterable(documents)], device=device)
+        ids = np.fromiter(chain.from_iterable(documents), np.int64, sum(layout.lengths))
+        self._ids = torch.from_numpy(ids).to(device)
         begins = [0, *accumulate(layout.lengths)][:-1]
         self._places = torch.tensor([begins, layout.lengths, layout.starts], device=device)
         self.pages = Pages.allocate(attachment.shapes, layout.first, layout.filled, dtype, device)

@@ -8,8 +8,10 @@ token has a random name that no text can contain. Ids stay as they are; only the
 import json
 import secrets
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Encoding, Tokenizer
 
@@ -147,7 +149,9 @@ def _within(spans: list[Span], header: int, length: int) -> torch.Tensor:
 
     A tensor at once: a million pairs cost a second in Python, and its garbage collector walks through them ever after.
     """
-    found = (torch.tensor(spans, dtype=torch.int32).reshape(-1, 2) - header).clamp(0, length)
+    # By way of numpy, in half the time that torch takes to walk through a list.
+    flat = np.fromiter(chain.from_iterable(spans), np.int32, 2 * len(spans))
+    found = (torch.from_numpy(flat).view(-1, 2) - header).clamp(0, length)
     outside = found[:, :1] >= found[:, 1:]
     return found.masked_fill(outside, NO_SPAN[0])
 

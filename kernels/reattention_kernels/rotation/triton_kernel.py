@@ -17,8 +17,8 @@ TOKENS = 32
 
 @triton.jit
 def _rotate_kernel(
-    x, cos, sin, out, n, start, heads,
-    x_row, x_head, x_token, x_dim,
+    x, cos, sin, out, n, start,
+    x_row, x_head, x_token, x_dim, out_row, out_head, out_token, out_dim,
     DIM: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr,
     TOKENS: tl.constexpr, BETWEEN: tl.constexpr,
 ):  # fmt: skip
@@ -27,7 +27,7 @@ def _rotate_kernel(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     on = token < n
     given = x + row * x_row + head * x_head + token.to(tl.int64) * x_token
-    written = out + ((row * heads + head) * n + token) * DIM
+    written = (out + row * out_row + head * out_head + token.to(tl.int64) * out_token)[:, None]
     a, b, c, s = loaded_pairs(given, start + token, on, cos, sin, x_dim, start + n, HALF, PAIRS, INTERLEAVED)
     first = (_product(a, c, BETWEEN) - _product(b, s, BETWEEN)).to(BETWEEN)
     second = (_product(b, c, BETWEEN) + _product(a, s, BETWEEN)).to(BETWEEN)
@@ -35,16 +35,16 @@ def _rotate_kernel(
     if INTERLEAVED:
         dim = tl.arange(0, 2 * PAIRS)[None, :]
         both = tl.reshape(tl.join(first, second), (TOKENS, 2 * PAIRS)).to(KEPT)
-        tl.store(written[:, None] + dim, both, mask=on[:, None] & (dim < 2 * HALF))
+        tl.store(written + dim * out_dim, both, mask=on[:, None] & (dim < 2 * HALF))
     else:
         pair = tl.arange(0, PAIRS)[None, :]
         inside = on[:, None] & (pair < HALF)
-        tl.store(written[:, None] + pair, first.to(KEPT), mask=inside)
-        tl.store(written[:, None] + pair + HALF, second.to(KEPT), mask=inside)
+        tl.store(written + pair * out_dim, first.to(KEPT), mask=inside)
+        tl.store(written + (pair + HALF) * out_dim, second.to(KEPT), mask=inside)
     if REST > 0:
         dim = 2 * HALF + tl.arange(0, REST)[None, :]
         inside = on[:, None] & (dim < DIM)
-        tl.store(written[:, None] + dim, tl.load(given[:, None] + dim * x_dim, mask=inside), mask=inside)
+        tl.store(written + dim * out_dim, tl.load(given[:, None] + dim * x_dim, mask=inside), mask=inside)
 
 
 @triton.jit
@@ -61,13 +61,15 @@ def rotate(
     half, between = cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     if between == torch.float64:
         raise NotImplementedError("the kernel has no float64")
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty_like(
+        x
+    )  # laid out as `x` is: torch's attention then leaves its result as the model goes on with it
     if half == 0 or not x.numel():
         return out.copy_(x)
     rest = dim - 2 * half
     with torch.cuda.device_of(x):
         _rotate_kernel[(triton.cdiv(n, TOKENS), heads, rows)](
-            x, cos, sin, out, n, start, heads, *x.stride(),
+            x, cos, sin, out, n, start, *x.stride(), *out.stride(),
             DIM=dim, HALF=half, PAIRS=next_power(half), REST=next_power(rest) if rest else 0, INTERLEAVED=interleaved,
             TOKENS=TOKENS, BETWEEN=_TYPES[between], num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
