@@ -15,7 +15,8 @@ from reattention_core import attention
 from reattention_core.attention import Site
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.errors import InvalidRequestError, UnsupportedModelError
-from reattention_core.models.rotary import StandIn, recording
+from reattention_core.models.idle import Idle
+from reattention_core.models.rotary import Recorded, StandIn, recording
 from reattention_core.select.base import Rotate
 from reattention_core.select.fixed import Everything
 
@@ -61,6 +62,7 @@ class Attachment:
         self._stand_ins = [StandIn(m) for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
         self.window = min([self.window, *(s.reach for s in self._stand_ins if s.reach is not None)])
         self._hooks: list[Any] = []
+        self._idle: Idle | None = None
         self._sites: list[Site] = []
         try:
             if not self._stand_ins:
@@ -95,6 +97,8 @@ class Attachment:
             hook.remove()
         for stand_in in self._stand_ins:
             stand_in.remove()
+        if self._idle is not None:
+            self._idle.remove()
         for module in self._attentions:
             if hasattr(module, "_reattention"):
                 del module._reattention
@@ -108,9 +112,9 @@ class Attachment:
         vocabulary, device = embedding_rows(self.model), self.model.device
         n = min(24, self.window)
         ids = torch.arange(7, 7 + 13 * n, 13, device=device)[None] % vocabulary
-        with recording(self._attentions, self._stand_ins) as rotation:
+        with recording(self._attentions, self._stand_ins) as recorded:
             stock = self.model(ids, use_cache=False).logits.float()
-        self._install(rotation)
+        self._install(recorded)
         try:
             one_pass = self.model(ids, use_cache=False).logits.float()
             cache = ContextCache(len(self._attentions), Everything(), self.window)
@@ -149,13 +153,13 @@ class Attachment:
             )
         return max(ratios)
 
-    def _install(self, rotation: Any) -> None:
+    def _install(self, recorded: Recorded) -> None:
         """Give every attention module its `Site`, switch rotation off and our attention on."""
         config = self.model.config.get_text_config()
         types = getattr(config, "layer_types", None)
         for module in self._attentions:
             sliding = types is not None and types[_index(module)] == "sliding_attention"
-            site = Site(rotation(module), config.sliding_window if sliding else None)
+            site = Site(recorded.rotation(module), config.sliding_window if sliding else None)
             module._reattention = site  # type: ignore[assignment]
             self._sites.append(site)
             self._hooks += [
@@ -164,6 +168,7 @@ class Attachment:
             ]
         for stand_in in self._stand_ins:
             stand_in.active = True
+        self._idle = Idle(recorded.spared)
         AttentionInterface.register(attention.NAME, attention.attention)
         self.model.set_attn_implementation(attention.NAME)
         if self.model.config._attn_implementation != attention.NAME:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from reattention_core.models.idle import Named, does_nothing, idle_like
 from reattention_core.positions import Rotation
 from reattention_kernels.launch import next_power
 
@@ -48,7 +49,7 @@ class StandIn:
         # Zeros keep dynamic scaling from reacting to positions that our windows never reach.
         found = self._forward(x, torch.zeros_like(position_ids), *args, **kwargs)
         if isinstance(found, tuple):
-            return torch.ones_like(found[0]), *(torch.zeros_like(part) for part in found[1:])
+            return idle_like(found[0]), *(torch.zeros_like(part) for part in found[1:])
         return torch.ones_like(found)
 
     def embedding(
@@ -111,25 +112,50 @@ class _Call:
     embedding: Any
 
 
+class Recorded:
+    """How a stock model rotated in one forward pass.
+
+    Attributes:
+        spared: functions that need not be run while the model is attached, see `idle`.
+    """
+
+    def __init__(self) -> None:
+        self.spared: set[Named] = set()
+        self.calls: dict[torch.nn.Module, _Call] = {}
+        self.made: list[_Made] = []
+
+    def rotation(self, module: torch.nn.Module) -> Rotation:
+        """What an attention module did."""
+        call = self.calls.get(module)
+        if call is None:
+            return Rotation()
+        # A layer that was given a slice or copy is served by the first rotary module, the only candidate there is.
+        given = (entry for entry in self.made if any(part is call.embedding for part in entry.parts))
+        source = next(given, self.made[0])
+        return Rotation(call.apply, source.embedding, call.width)
+
+
 @contextmanager
-def recording(
-    attentions: list[torch.nn.Module], stand_ins: list[StandIn]
-) -> Iterator[Callable[[torch.nn.Module], Rotation]]:
-    """Watch one forward pass of the stock model; afterwards gives each attention module's `Rotation`.
+def recording(attentions: list[torch.nn.Module], stand_ins: list[StandIn]) -> Iterator[Recorded]:
+    """Watch one forward pass of the stock model; afterwards it is known how each attention module rotates.
 
     Args:
         attentions: the model's attention modules.
         stand_ins: its rotary modules' stand-ins, not active.
     """
-    calls: dict[torch.nn.Module, _Call] = {}
+    recorded, looked_at = Recorded(), set[Named]()
     running: list[torch.nn.Module | None] = [None]
 
-    def watched(apply: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(apply: Callable[..., Any], named: Named) -> Callable[..., Any]:
         def call(q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             module = running[0]
             if module is not None:
                 embedding = args[1] if len(args) > 1 else kwargs.get("cos")
-                calls[module] = _Call(apply, q.shape[-1], embedding)
+                recorded.calls[module] = _Call(apply, q.shape[-1], embedding)
+                if named not in looked_at:
+                    looked_at.add(named)
+                    if does_nothing(apply, q, *args, **kwargs):
+                        recorded.spared.add(named)
             return apply(q, *args, **kwargs)
 
         return call
@@ -139,27 +165,16 @@ def recording(
         namespace = vars(sys.modules[name])
         for function in [n for n, value in namespace.items() if APPLY.match(n) and callable(value)]:
             replaced.append((namespace, function, namespace[function]))
-            namespace[function] = watched(namespace[function])
+            namespace[function] = watched(namespace[function], (name, function))
     hooks = []
     for module in attentions:
         hooks.append(module.register_forward_pre_hook(lambda m, _: running.__setitem__(0, m)))
         hooks.append(module.register_forward_hook(lambda m, _, __: running.__setitem__(0, None)))
     for stand_in in stand_ins:
         stand_in.latest = []
-    made: list[_Made] = []
-
-    def rotation(module: torch.nn.Module) -> Rotation:
-        call = calls.get(module)
-        if call is None:
-            return Rotation()
-        # A layer that was given a slice or copy is served by the first rotary module, the only candidate there is.
-        given = (entry for entry in made if any(part is call.embedding for part in entry.parts))
-        source = next(given, made[0])
-        return Rotation(call.apply, source.embedding, call.width)
-
     try:
-        yield rotation
-        made += [made_by for stand_in in stand_ins for made_by in stand_in.latest or ()]
+        yield recorded
+        recorded.made += [made_by for stand_in in stand_ins for made_by in stand_in.latest or ()]
     finally:
         for namespace, function, original in replaced:
             namespace[function] = original

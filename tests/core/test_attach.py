@@ -1,5 +1,8 @@
 """Attaching changes no logit, for every family of the table, and leaves no trace; what would change is refused."""
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
@@ -7,7 +10,9 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 from reattention_core.cache.kv_cache import ContextCache
 from reattention_core.errors import InvalidRequestError, UnsupportedModelError
 from reattention_core.models.attach import Attachment
+from reattention_core.models.idle import does_nothing
 from reattention_core.select.fixed import Everything
+from tests.close import assert_close
 from tests.core.families import FAMILIES, REFUSED, UNDECIDED, build
 
 IDS = torch.tensor([[5, 9, 33, 71, 2, 90, 14, 14, 60, 8, 27, 101, 3, 44, 45, 46, 80, 12, 6, 99, 31, 7, 64, 23]])
@@ -134,3 +139,63 @@ def test_an_attached_model_still_gives_gradients(model: PreTrainedModel) -> None
     model.zero_grad()
     model(IDS, use_cache=False).logits.sum().backward()
     assert torch.allclose(model.model.embed_tokens.weight.grad, attached, rtol=1e-3, atol=1e-3)
+
+
+def rotating(model: PreTrainedModel) -> Any:
+    """The function of the model's modelling file that rotates queries and keys, as it stands there now."""
+    return vars(sys.modules[type(model.model.layers[0].self_attn).__module__])["apply_rotary_pos_emb"]
+
+
+def test_the_models_own_rotation_is_not_run_while_it_changes_nothing(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace, own, runs = type(model.model.layers[0].self_attn).__module__, rotating(model), []
+
+    def counted(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        runs.append(cos)
+        return own(q, k, cos, sin, unsqueeze_dim)
+
+    monkeypatch.setattr(f"{namespace}.apply_rotary_pos_emb", counted)
+    with Attachment(model) as attachment:
+        runs.clear()
+        model(IDS, use_cache=False)
+        assert len(runs) == 2 * len(attachment.shapes), "queries and keys of each layer, in their window"
+        assert all((cos != 1).any() for cos in runs)
+    assert rotating(model) is counted
+
+
+def test_models_beside_an_attached_one_rotate_as_ever() -> None:
+    """The function is the modelling file's, which all models of a family share."""
+    mine, other = (build("llama", FAMILIES["llama"]) for _ in range(2))
+    own = rotating(mine)
+    with torch.no_grad():
+        stock = other(IDS, use_cache=False).logits
+        first, second = Attachment(mine), Attachment(build("llama", FAMILIES["llama"]))
+        attached = mine(IDS, use_cache=False).logits
+        assert torch.equal(other(IDS, use_cache=False).logits, stock)
+        first.detach()
+        first.detach()
+        assert rotating(mine) is not own, "another attached model still needs it"
+        assert_close("detached", mine(IDS, use_cache=False).logits, attached, 1e-4)
+        second.detach()
+    assert rotating(mine) is own
+
+
+def test_a_rotation_that_reorders_dimensions_is_run() -> None:
+    """As DeepSeek's does: with cos = 1 and sin = 0 it still puts pairs one behind another."""
+
+    def reordering(q: Any, k: Any, cos: Any, sin: Any) -> Any:
+        q, k = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
+        return q * cos + q * sin, k * cos + k * sin
+
+    def plain(q: Any, k: Any, cos: Any, sin: Any) -> Any:
+        return q * cos + q * sin, k * cos + k * sin
+
+    def of_one(x: Any, cos: Any, sin: Any) -> Any:
+        return x * cos + x * sin
+
+    q, k, angle = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), torch.rand(1, 1, 3, 8)
+    assert does_nothing(plain, q, k, angle.cos(), angle.sin())
+    assert does_nothing(plain, q, k, sin=angle.sin(), cos=angle.cos())
+    assert not does_nothing(reordering, q, k, angle.cos(), angle.sin())
+    assert not does_nothing(of_one, q, angle.cos(), angle.sin())
