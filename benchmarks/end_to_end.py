@@ -172,7 +172,7 @@ class Run:
             firsts.append(since(began))
         first = statistics.median(firsts[1:])
         add(system, size, "first token", first * 1e3, "ms", f"the very first {firsts[0] * 1e3:.0f} ms")
-        for question in QUESTIONS[:4]:
+        for question in QUESTIONS:
             began = time.perf_counter()
             stream = corpus.stream(question, max_new_tokens=NEW_TOKENS, stop=())
             ticks = [time.perf_counter() for _ in stream]
