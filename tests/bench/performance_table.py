@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
-H100 = "nvidia_h100_80gb_hbm3"
+H100, H200 = "nvidia_h100_80gb_hbm3", "nvidia_h200"
 END = "<!-- end of table -->"
 TABLE = re.compile(r"(<!-- table (\S+): written by make performance-table -->\n)(.*?)" + END, re.DOTALL)
 
@@ -50,18 +50,22 @@ def beside(found: list[Row], *keys: str) -> list[dict[str, Row]]:
 
 
 def topk() -> str:
-    found = rows(f"kernels_{H100}", op="select_topk", keys="iid")
+    keys = "H", "D", "Q", "N"
+    here, there = (beside(rows(f"kernels_{gpu}", op="select_topk", keys="iid"), *keys) for gpu in (H100, H200))
     body = []
-    for row in beside(found, "H", "D", "Q", "N"):
+    for row, other in zip(here, there, strict=True):
         ours, published = row["exact"], short(row["one_per_block"]["median_ms"])
         full = row["torch.topk of the score matrix"]["median_ms"]
         slower = f"{float(full) / float(ours['median_ms']):.0f} times slower" if full else "does not fit"
         size, ms = (f"{int(ours['Q']):,}", f"{int(ours['N']):,}"), short(ours["median_ms"])
         coded = [row[f"{name} index"] for name in ("int8", "float8_e4m3fn")]
         faster = " · ".join(f"{float(index['speedup']):.2f} ({share(index['recall_at_4'])})" for index in coded)
-        body.append((shape(ours), *size, ms, share(ours["share_of_limit"]), published, slower, faster))
+        speedups = (f"{float(other[f'{name} index']['speedup']):.2f}" for name in ("int8", "float8_e4m3fn"))
+        exact = other["exact"]
+        second = " · ".join([short(exact["median_ms"]), share(exact["share_of_limit"]), *speedups])
+        body.append((shape(ours), *size, ms, share(ours["share_of_limit"]), published, slower, faster, second))
     titles = "ms", "of the matrix-product rate", "published rule, ms", "torch.topk of all scores"
-    titles += ("by an index, times as fast (recall@4): int8 · float8",)
+    titles += ("by an index, times as fast (recall@4): int8 · float8", "an H200: ms · of the rate · int8 · float8")
     return markdown(["heads (key-value), D", "Q", "N", *titles], body)
 
 
@@ -70,26 +74,46 @@ def share(value: str) -> str:
 
 
 def evidence() -> str:
+    here, there = (rows(f"kernels_{gpu}", op="page_evidence", variant="exact") for gpu in (H100, H200))
     body = []
-    for row in rows(f"kernels_{H100}", op="page_evidence", variant="exact"):
-        ratio = short(float(row["median_ms"]) / float(row["limit_ms"]), 2)
-        body.append((shape(row), f"{int(row['N']):,}", short(row["median_ms"]), short(row["limit_ms"]), ratio))
-    return markdown(["heads (key-value), D", "N", "ms", "time to read the keys once, ms", "ratio"], body)
+    for row, other in zip(here, there, strict=True):
+        ratio, second = (short(float(one["median_ms"]) / float(one["limit_ms"]), 2) for one in (row, other))
+        times = short(row["median_ms"]), short(row["limit_ms"])
+        body.append((shape(row), f"{int(row['N']):,}", *times, ratio, " · ".join([short(other["median_ms"]), second])))
+    titles = "ms", "time to read the keys once, ms", "ratio", "an H200: ms · ratio"
+    return markdown(["heads (key-value), D", "N", *titles], body)
 
 
 def attention() -> str:
-    found = rows(f"kernels_{H100}", op="attend_selected")
+    here, there = (
+        beside([row for row in rows(f"kernels_{gpu}", op="attend_selected") if row["W"] != row["N"]], "H", "D", "W")
+        for gpu in (H100, H200)
+    )
+
+    def ratios(ours: Row) -> list[str]:
+        return [short(float(ours["median_ms"]) / float(ours["limit_ms"]), 2), short(ours["times_reading"], 2)]
+
     body = []
-    for row in beside([row for row in found if row["W"] != row["N"]], "H", "D", "W"):
-        ours = row["attend_selected"]
+    for row, other in zip(here, there, strict=True):
+        ours, theirs = row["attend_selected"], other["attend_selected"]
         others = [row[f"torch {name}"]["median_ms"] for name in ("gather, rotate, SDPA", "SDPA, window ready")]
-        ratios = [short(float(ours["median_ms"]) / float(ours["limit_ms"]), 2), short(ours["times_reading"], 2)]
         reading = ours["limit_ms"], row["reading the same pages"]["median_ms"]
         times = [short(ms) for ms in (ours["median_ms"], *others, *reading)]
-        body.append((shape(ours), f"{int(ours['W']):,}", *times, " · ".join(ratios)))
+        second = " · ".join([short(theirs["median_ms"]), *ratios(theirs)])
+        body.append((shape(ours), f"{int(ours['W']):,}", *times, " · ".join(ratios(ours)), second))
     rivals = "torch: gather, rotate, attend", "torch: window ready"
     limits = "time to read K and V once, at the copy rate", "a kernel that only reads them"
-    return markdown(["heads (key-value), D", "W", "ms", *rivals, *limits, "times the one · the other"], body)
+    last = "times the one · the other", "an H200: ms · the same"
+    return markdown(["heads (key-value), D", "W", "ms", *rivals, *limits, *last], body)
+
+
+def rotation() -> str:
+    body = []
+    for row in beside(rows(f"kernels_{H200}", op="rotate"), "H", "D", "N"):
+        ours, torch = row["rotate"], row["torch, as the models do"]
+        size = ours["H"], ours["D"], f"{int(ours['N']):,}"
+        body.append((*size, short(ours["median_ms"]), share(ours["share_of_limit"]), short(torch["median_ms"])))
+    return markdown(["heads", "D", "tokens", "ms", "of the copy rate", "as the models do, ms"], body)
 
 
 def end_to_end(gpu: str, model: str, *last: tuple[str, str]) -> str:
@@ -137,9 +161,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "topk": topk,
     "evidence": evidence,
     "attention": attention,
-    "small": lambda: end_to_end(H100, "bundled", ("reattention, CUDA graphs", "peak of asking")),
+    "rotation": rotation,
+    "small": lambda: end_to_end(H200, "bundled", ("reattention, CUDA graphs", "peak of asking")),
     "cpu": processor,
-    "8b": lambda: end_to_end(H100, "8b", ("stock, full attention", "prefill · decode")),
+    "8b": lambda: end_to_end(H200, "8b", ("stock, full attention", "prefill · decode")),
 }
 
 
