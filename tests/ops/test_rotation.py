@@ -92,12 +92,14 @@ def test_angles_of_another_type(device: str, dtype: torch.dtype, angles: torch.d
 
 
 @on_devices(cpu=[()], cuda=[()])
-def test_rows_may_be_one(device: str) -> None:
+def test_arguments_may_be_views(device: str) -> None:
     """The sink's page stands in every row of a batch without being there more than once; every other dimension is a view."""
     given = tokens(device, shape=(1, 3, 5, 8))
     wide = given["x"].repeat_interleave(2, -1)[..., ::2]
     for x in (given["x"].expand(4, -1, -1, -1), wide, given["x"][:, 1:, 2:]):
         assert torch.equal(kernel(**given | {"x": x}), reference(**given | {"x": x}))
+    apart = {name: given[name].repeat_interleave(2, 1)[:, ::2] for name in ("cos", "sin")}
+    assert torch.equal(kernel(**given | apart), reference(**given))
 
 
 @on_devices(cpu=[()], cuda=[()])

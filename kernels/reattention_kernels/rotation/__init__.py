@@ -1,1 +1,1 @@
-"""The keys that most queries and heads chose."""
+"""Rotary embeddings of tokens at the positions of their window."""

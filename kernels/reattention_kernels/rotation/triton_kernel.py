@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 
 from reattention_kernels.launch import next_power
-from reattention_kernels.selected_attention.turning_kernel import loaded_pairs
+from reattention_kernels.rotation.turning_kernel import loaded_pairs
 
 TOKENS = 32
 """Tokens of a head that one program turns."""
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit
@@ -61,12 +62,11 @@ def rotate(
     half, between = cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     if between == torch.float64:
         raise NotImplementedError("the kernel has no float64")
-    out = torch.empty_like(
-        x
-    )  # laid out as `x` is: torch's attention then leaves its result as the model goes on with it
+    # Laid out as `x` is: torch's attention then leaves its result as the model goes on with it.
+    out = torch.empty_like(x)
     if half == 0 or not x.numel():
         return out.copy_(x)
-    rest = dim - 2 * half
+    rest, cos, sin = dim - 2 * half, cos.contiguous(), sin.contiguous()
     with torch.cuda.device_of(x):
         _rotate_kernel[(triton.cdiv(n, TOKENS), heads, rows)](
             x, cos, sin, out, n, start, *x.stride(), *out.stride(),
@@ -74,6 +74,3 @@ def rotate(
             TOKENS=TOKENS, BETWEEN=_TYPES[between], num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
-
-
-_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

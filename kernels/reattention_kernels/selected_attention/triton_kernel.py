@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from reattention_kernels.launch import INTERPRETED, next_power, overlaps
+from reattention_kernels.rotation.turning_kernel import turned
 from reattention_kernels.selected_attention.page_table import PageTable
-from reattention_kernels.selected_attention.turning_kernel import turned
 
 PROGRAMS_PER_SM = 3
 """The window is split until there are about this many programs for each multiprocessor."""
