@@ -16,6 +16,7 @@ from reattention_core import Config, Consensus, Document, Engine, texts
 from reattention_core.errors import AnswerTimeoutError, CancelledError, ContextTooLongError
 from reattention_core.prompts import build_prompt
 from reattention_core.texts import Texts, cut
+from tests.close import assert_close
 
 PARAGRAPHS = [
     f"Device {i} was made in the year {1900 + i}. Its warranty lasts {i} months, says its manufacturer.\n\n"
@@ -120,12 +121,12 @@ def test_a_text_that_grew_is_read_where_it_differs(engine: Engine) -> None:
     def fresh(documents: str) -> int:
         with engine.texts.read(engine, documents, lambda: False) as (edition, n):
             assert "".join(d.document.text for d in edition.documents) == documents
-            # The same pages as if read by itself.
+            # The same pages as if read by itself, but for rounding: in a batch with longer passages some processors add in another order.
             alone = Texts(engine.prefixes.kept)
             with alone.read(engine, documents, lambda: False) as (expected, all_of_it):
                 assert all_of_it == expected.n_tokens
                 for layer in range(edition.pages.n_layers):
-                    assert torch.equal(edition.pages.scan(layer), expected.pages.scan(layer))
+                    assert_close(f"layer {layer}", edition.pages.scan(layer), expected.pages.scan(layer), 1e-5)
                 assert torch.equal(edition.pages.filled, expected.pages.filled)
             return n
 
