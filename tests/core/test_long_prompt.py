@@ -121,7 +121,7 @@ def test_a_text_that_grew_is_read_where_it_differs(engine: Engine) -> None:
     def fresh(documents: str) -> int:
         with engine.texts.read(engine, documents, lambda: False) as (edition, n):
             assert "".join(d.document.text for d in edition.documents) == documents
-            # The same pages as if read by itself, but for rounding: in a batch with longer passages some processors add in another order.
+            # The same pages as if read by itself, but for rounding: beside longer passages some processors add in another order.
             alone = Texts(engine.prefixes.kept)
             with alone.read(engine, documents, lambda: False) as (expected, all_of_it):
                 assert all_of_it == expected.n_tokens
