@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.bench import PAGE, Bench, against, calls, index_types, kernel, random, rms_error, within
 from benchmarks.reading import read_pages
 from benchmarks.timing import CUDA, DEVICE, Row, copies, timed, timed_in_graph
+from reattention_kernels.rotation.reference import rotate
 
 TAIL = 32
 """Tokens of the question and answer behind the selected pages."""
@@ -120,13 +121,8 @@ class Decode:
             torch.cat([each[None, :, choice].flatten(2, 3), tail], 2)
             for each, tail in zip(self._pages, tails, strict=True)
         )
-        return self._rotated(self._query, key.shape[2] - 1), self._rotated(key, 0), value
-
-    def _rotated(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        """Keys or queries [1, heads, n, D] turned to positions from `first` on."""
-        cos, sin = (table[first : first + x.shape[2]].to(x.dtype) for table in (self._cos, self._sin))
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        angles = self._cos, self._sin
+        return rotate(self._query, *angles, key.shape[2] - 1), rotate(key, *angles), value
 
 
 def rotation(bench: Bench) -> None:

@@ -62,7 +62,7 @@ class Attachment:
         self._stand_ins = [StandIn(m) for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
         self.window = min([self.window, *(s.reach for s in self._stand_ins if s.reach is not None)])
         self._hooks: list[Any] = []
-        self._idle: Idle | None = None
+        self._idle = Idle(set())
         self._sites: list[Site] = []
         try:
             if not self._stand_ins:
@@ -97,8 +97,7 @@ class Attachment:
             hook.remove()
         for stand_in in self._stand_ins:
             stand_in.remove()
-        if self._idle is not None:
-            self._idle.remove()
+        self._idle.remove()
         for module in self._attentions:
             if hasattr(module, "_reattention"):
                 del module._reattention

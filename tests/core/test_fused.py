@@ -58,32 +58,23 @@ def test_the_fused_kernel_gives_the_same_logits(family: str, monkeypatch: pytest
     assert (fused - gathered).abs().max() <= 1e-4 * gathered.abs().max()
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("family", FUSED)
-def test_the_kernel_turns_as_the_models_own_code_does(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every bit."""
-    with Attachment(build(family, FAMILIES[family])) as attachment:
-        for rotation, (groups, dim, _) in zip(attachment.rotations, attachment.shapes, strict=True):
-            x = torch.randn(2, 40, groups, dim).transpose(1, 2)
-            monkeypatch.setenv("REATTENTION_KERNELS", "reference")
-            own = rotation(x, 7)
-            monkeypatch.setenv("REATTENTION_KERNELS", "triton")
-            assert torch.equal(rotation(x, 7), own)
+TURNED = [pytest.param(family, "cpu", torch.float32) for family in FUSED] + [
+    pytest.param(family, "cuda", dtype, marks=pytest.mark.gpu)
+    for family in FUSED
+    if family != "cohere"  # turns in float32 and rounds once
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+]
 
 
-@pytest.mark.gpu
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "family", [family for family in FUSED if family != "cohere"]
-)  # it turns in float32 and rounds once
-def test_a_gpu_turns_as_the_models_own_code_does(
-    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("family", "device", "dtype"), TURNED)
+def test_the_kernel_turns_as_the_models_own_code_does(
+    family: str, device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In every bit, in every type."""
-    with Attachment(build(family, FAMILIES[family]).to("cuda")) as attachment:
+    """In every bit, on a GPU in every type."""
+    with Attachment(build(family, FAMILIES[family]).to(device)) as attachment:
         for rotation, (groups, dim, _) in zip(attachment.rotations, attachment.shapes, strict=True):
-            x = torch.randn(2, 1000, groups, dim, device="cuda", dtype=dtype).transpose(1, 2)
+            x = torch.randn(2, 40 if device == "cpu" else 1000, groups, dim).transpose(1, 2).to(device, dtype)
             monkeypatch.setenv("REATTENTION_KERNELS", "reference")
             own = rotation(x, 7)
             monkeypatch.setenv("REATTENTION_KERNELS", "triton")

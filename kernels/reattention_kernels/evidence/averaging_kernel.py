@@ -6,6 +6,9 @@ import triton.language as tl
 
 from reattention_kernels.launch import next_power, overlaps
 
+AVERAGED = 128
+"""Pages whose masses a program averages at most."""
+
 
 def averaged_masses(
     masses: torch.Tensor,
@@ -15,7 +18,6 @@ def averaged_masses(
     weights: torch.Tensor | None,
     rows: int,
     pages_each: int,
-    together: int,
 ) -> torch.Tensor:
     """Mean mass [W, P] float32 of each page for each wanted head.
 
@@ -27,9 +29,10 @@ def averaged_masses(
         weights: [W] float32, a factor on each head; none when None.
         rows: of a head, those of the question.
         pages_each: pages of a share.
-        together: pages that a program averages, a power of two, no more than `pages_each`.
     """
     sets, pages, padded = masses.shape
+    # A power of two of pages, and no more than a share has, so that a program's lie in two shares at most.
+    together = min(AVERAGED, 1 << pages_each.bit_length() - 1)
     splits, overlapped = totals.shape[1], overlaps(masses.device)
     factors = torch.empty_like(bases)
     mean = torch.empty(len(places), pages, device=masses.device)

@@ -23,8 +23,6 @@ TILE = 128
 """Keys scored at a time."""
 PROGRAMS = 2112
 """The pages are shared among about this many programs: enough to fill a large GPU several times over."""
-AVERAGED = 128
-"""Pages whose masses a program averages at most, as far as they lie in two shares."""
 LARGE = tl.constexpr(2.0**112)
 """Where a share's total is counted again from a higher base: totals of all shares must add up in float32."""
 PASSES = tl.constexpr(150)
@@ -88,7 +86,7 @@ def page_evidence(
     # Each program walks a share of the tiles.
     programs = max(1, PROGRAMS // row_blocks) if hopper is None else hopper.CUTS[dim].programs
     each = max(2, triton.cdiv(tiles * sets, programs))
-    splits, pages_each = triton.cdiv(tiles, each), each * (width // size)
+    splits = triton.cdiv(tiles, each)
     # In bfloat16 half the bytes are written and read again, for an error of 3e-4 of the result (RMS, a question of 40 tokens).
     kept = torch.float32 if query.dtype == torch.float32 or INTERPRETED else torch.bfloat16
     masses = torch.empty(sets, pages, padded, dtype=kept, device=query.device)
@@ -130,8 +128,7 @@ def page_evidence(
             query.device, width * next_power(dim) * codes.itemsize, height * next_power(dim) * query.itemsize
         ),
     )
-    together = min(AVERAGED, 1 << pages_each.bit_length() - 1)
-    return averaged_masses(masses, totals, bases, plan.places, weights, rows, pages_each, together)
+    return averaged_masses(masses, totals, bases, plan.places, weights, rows, each * (width // size))
 
 
 def _on_hopper(query: torch.Tensor, codes: torch.Tensor, wide: int) -> ModuleType | None:

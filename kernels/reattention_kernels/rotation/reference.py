@@ -33,4 +33,4 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: b
     first, second = pairs.unflatten(-1, (half, 2)).unbind(-1) if interleaved else pairs.chunk(2, -1)
     both = (first * cos - second * sin, second * cos + first * sin)
     pairs = torch.stack(both, -1).flatten(-2) if interleaved else torch.cat(both, -1)
-    return torch.cat([pairs, rest.to(pairs)], -1)
+    return torch.cat([pairs, rest.to(pairs)], -1) if rest.shape[-1] else pairs
